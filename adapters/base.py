@@ -1,0 +1,152 @@
+"""The contract between an adapter and its host.
+
+An adapter is a class that delivers batches to one tracker. The host (``host.py``)
+subscribes, fills gaps, decodes, bounds, retries and keeps the cursor; the adapter only
+translates. It may assume: batches come in journal order; a stream's batches come in seq
+order; after a failed or interrupted :meth:`Adapter.deliver` the same batches come again.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict
+
+from zmqtrack.errors import ZMQTrackError
+from zmqtrack.records import VOCABULARY
+from zmqtrack.wire import Batch
+
+__all__ = [
+    "Adapter",
+    "Blocked",
+    "Context",
+    "Options",
+    "Refused",
+    "TrackerError",
+    "Unavailable",
+    "safe_name",
+]
+
+
+class TrackerError(ZMQTrackError):
+    """Base of what an adapter may raise from ``open`` and ``deliver``."""
+
+
+class Unavailable(TrackerError):
+    """The tracker cannot be reached or is overloaded: the host tries again, for ever.
+
+    ``retry_after`` is the wait that the tracker asked for, in seconds.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Blocked(TrackerError):
+    """The tracker refuses us (credentials, permissions, quota) until a person acts.
+
+    Nothing is discarded; the host shows the state and tries again now and then.
+    """
+
+
+class Refused(TrackerError):
+    """The tracker refuses the content for good.
+
+    The host halves what it delivered until the single records are found that are refused,
+    and puts those, and only those, among the dead letters. ``deliver`` must therefore be
+    idempotent for what it had applied before it raised this.
+    """
+
+
+class Options(BaseModel):
+    """Base of an adapter's ``options`` in the YAML; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the host hands to an adapter.
+
+    ``name`` is the adapter's name in the YAML; ``state_dir`` an existing folder of its own
+    that outlives restarts; ``count`` adds to a named counter (shown by ``zmqtrack status``)
+    for what the tracker can hold only in part or not at all.
+    """
+
+    name: str
+    state_dir: Path
+    log: logging.Logger
+    counters: dict[str, int]
+
+    def count(self, reason: str, n: int = 1) -> None:
+        if reason not in self.counters:
+            self.log.warning("%s (counted from here on, said once)", reason)
+        self.counters[reason] = self.counters.get(reason, 0) + n
+
+
+class Adapter(ABC):
+    """One tracker. Subclasses are made by the host, in a process of their own."""
+
+    #: Data types that this tracker can hold; ``None``: any, the user's own included.
+    types: ClassVar[frozenset[str] | None] = VOCABULARY
+    #: Modules that must be importable, and the extra of zmqtrack that brings them.
+    requires: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str | None] = None
+    #: Schema of ``options``.
+    Options: ClassVar[type[BaseModel]] = Options
+
+    def __init__(self, options: BaseModel, context: Context) -> None:
+        self.options = options
+        self.context = context
+
+    def open(self, note: bytes) -> None:  # noqa: B027 -- optional hook
+        """Connect, and reconcile what was in doubt when the last process ended.
+
+        ``note`` is what :meth:`note` returned with the last committed cursor (``b""`` at
+        first): whatever the tracker holds beyond it was delivered but not committed, and
+        will be delivered again.
+
+        Raises:
+            Unavailable, Blocked: the host waits and calls again.
+        """
+
+    @abstractmethod
+    def deliver(self, batches: Sequence[Batch]) -> None:
+        """Write the batches; on return the tracker has confirmed all of them, durably.
+
+        Batches of many runs and data types come together, in order. Empty never.
+
+        Raises:
+            Unavailable, Blocked, Refused: see there. Any other exception is taken as
+                :class:`Unavailable` and logged with its traceback.
+        """
+
+    def note(self) -> bytes:
+        """What to store with the cursor, atomically; asked for after each ``deliver``."""
+        return b""
+
+    def close(self) -> None:  # noqa: B027 -- optional hook
+        """Release the tracker. All that was delivered has been committed."""
+
+
+def safe_name(name: str) -> str:
+    """``name`` as one path component that stays in its folder; distinct names stay distinct.
+
+    Letters, digits, space and ``_.-~+=@,()`` stay; all else, and a leading dot, becomes
+    ``%XX``; longer than 200 bytes: cut, with a hash of the whole.
+    """
+    safe = quote(name, safe=" _.-~+=@,()")
+    if safe.startswith("."):
+        safe = "%2E" + safe[1:]
+    if len(safe) > 200:
+        import hashlib
+
+        safe = f"{safe[:160]}~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+    return safe
