@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "ControlError", "FrameError", "RunFinished", "SpoolError", "ZMQTrackError"]
+__all__ = [
+    "ConfigError",
+    "ControlError",
+    "FrameError",
+    "RunFinished",
+    "SpoolError",
+    "ZMQTrackError",
+]
 
 
 class ZMQTrackError(Exception):

@@ -16,8 +16,9 @@ artifact    on the wire ``[offset, size, bytes]``, a piece of a file of ``size``
 log         str, one or more lines of output; the key names the stream
 =========== ==================================================================
 
-Any other name that :func:`check_type` accepts is a data type of the user's own; its
-values are whatever msgpack carries.
+The name ``lost`` is reserved: with it a writer tells the daemon how many records (value) it
+had to give up, and why (key). Any other name that :func:`check_type` accepts is a data type
+of the user's own; its values are whatever msgpack carries.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 #: The built-in data types.
-VOCABULARY = frozenset(
+VOCABULARY: frozenset[str] = frozenset(
     {"run", "metric", "param", "tag", "text", "image", "histogram", "artifact", "log"}
 )
 
@@ -140,6 +141,7 @@ _SHAPES: dict[str, tuple[type, ...]] = {
     "histogram": (dict,),
     "artifact": (list,),
     "log": (str,),
+    "lost": (int,),
 }
 
 #: Deepest nesting of a value.

@@ -76,7 +76,7 @@ class Header(NamedTuple):
     stream: bytes
     seq: int
     run: RunKey
-    count: int
+    count: int  # type: ignore[assignment]  # the tuple method of that name is not used
     codec: int = CODEC_PLAIN
     offset: int = 0
     epoch: bytes = b""

@@ -1,0 +1,117 @@
+"""The process of one adapter.
+
+The daemon starts it with the adapter's configuration as one line of JSON on stdin, and keeps
+stdin open: when that ends, the daemon has died, and so does the process. By hand, or as a
+service of its own on any machine that reaches the daemon:
+``python -m zmqtrack.adapters --config FILE --name NAME``. With ``--check`` it reads a list of
+configurations and answers with what is wrong with them, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from zmqtrack.config import AdapterConfig, load
+from zmqtrack.errors import ConfigError, ControlError
+
+from . import loader
+from .host import Host, Superseded
+
+EX_CONFIG = 78
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="zmqtrack-adapter", description="Run one adapter.")
+    parser.add_argument("--config", type=Path, help="a configuration file; default: JSON on stdin")
+    parser.add_argument("--name", help="the adapter's name in that file")
+    parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.check:
+        return check()
+    if arguments.config:
+        try:
+            spec = _from_file(arguments.config, arguments.name)
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            return EX_CONFIG
+    else:
+        spec = json.loads(sys.stdin.readline())
+    return run(spec, supervised=not arguments.config)
+
+
+def check() -> int:
+    """Answer a JSON list of adapter configurations with a list of [index, path, message]."""
+    found = []
+    for index, item in enumerate(json.load(sys.stdin)):
+        error = loader.check(AdapterConfig.model_validate(item))
+        if error is not None:
+            found.append([index, list(error.path), str(error)])
+    json.dump(found, sys.stdout)
+    return 0
+
+
+def run(spec: dict[str, Any], *, supervised: bool) -> int:
+    config = AdapterConfig.model_validate(spec["adapter"])
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=spec.get("log_level", "info").upper(),
+        format=f"%(levelname)s [{config.name}] %(message)s",
+    )
+    log = logging.getLogger("zmqtrack.adapters")
+    state_dir = Path(spec["state_dir"]) / "adapters" / str(config.name)
+    state_dir.mkdir(parents=True, exist_ok=True)
+    lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # An older process of this adapter may still finish its last delivery: wait for it.
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        host = Host(config, spec["address"], state_dir)
+    except loader.LoadError as error:
+        log.error("%s", error)
+        return EX_CONFIG
+    signal.signal(signal.SIGTERM, lambda *_: host.stop())
+    signal.signal(signal.SIGINT, lambda *_: host.stop())
+    if supervised:
+        threading.Thread(target=_end_with_parent, args=(host,), daemon=True).start()
+    try:
+        host.run()
+    except Superseded as error:
+        log.error("%s", error)
+        return 1
+    except ControlError as error:
+        log.error("the daemon refuses: %s", error)
+        return 1
+    return 0
+
+
+def _end_with_parent(host: Host) -> None:
+    """The daemon holds the other end of stdin; at its death the pipe closes."""
+    while sys.stdin.readline():
+        pass
+    host.stop()
+
+
+def _from_file(path: Path, name: str | None) -> dict[str, Any]:
+    config = load(path).config
+    names = [adapter.name for adapter in config.adapters]
+    for adapter in config.adapters:
+        if adapter.name == name:
+            return {
+                "address": config.daemon.control,
+                "state_dir": str(config.daemon.state_dir),
+                "log_level": config.daemon.log_level,
+                "adapter": adapter.model_dump(mode="json"),
+            }
+    raise ConfigError([f"{path}: no adapter is named {name!r}; there are: {names}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

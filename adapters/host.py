@@ -1,0 +1,371 @@
+"""One adapter's process: subscribe, fill gaps, deliver, commit.
+
+The publish socket is the fast path only. After each journal commit the daemon publishes the
+batches, then a ``head`` message that names the offsets of that commit and their data types;
+it repeats an empty one as a heartbeat. The host knows therefore what it should have, and asks
+the control socket for the pages between when it has not: after a start, after a drop, and
+when it has been slow.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from zmqtrack import wire
+from zmqtrack.config import AdapterConfig
+from zmqtrack.control import ControlClient, connect, resolve
+from zmqtrack.errors import ControlError, FrameError
+from zmqtrack.wire import Batch
+
+from . import loader
+from .artifacts import Assembler
+from .base import Adapter, Blocked, Context, Refused, Unavailable
+
+__all__ = ["Host", "Superseded"]
+
+#: Most that is gathered for one delivery.
+GATHER_BATCHES = 256
+GATHER_BYTES = 16 << 20
+
+#: Waits between attempts, in seconds: the first, the longest, and while blocked.
+RETRY_FIRST = 0.5
+RETRY_MAX = 60.0
+RETRY_BLOCKED = 60.0
+
+#: Longest wait for something to come, in seconds: then it looks whether it shall stop.
+IDLE = 0.2
+#: The cursor is reported at least so often (seconds), so that the daemon sees us alive.
+REPORT = 5.0
+
+
+class Superseded(Exception):
+    """Another process has subscribed under this adapter's name: this one must end."""
+
+
+class Host:
+    """Runs one adapter until :meth:`stop`; then delivers what is left and returns."""
+
+    def __init__(self, config: AdapterConfig, address: str, state_dir: Path) -> None:
+        assert config.name is not None
+        cls = loader.load(config.type)
+        self._config = config
+        self._name = config.name
+        self._address = address
+        self._log = logging.getLogger(f"zmqtrack.adapters.{config.name}")
+        state_dir.mkdir(parents=True, exist_ok=True)
+        self._context = Context(config.name, state_dir, self._log, {})
+        self._adapter: Adapter = cls(loader.options(config, cls), self._context)
+        self._assembler = Assembler(self._context)
+        self._types = self._wanted_types()
+        self._stop = threading.Event()
+        self._stop_by: float | None = None
+        self._control = ControlClient(address)
+        self._sub: zmq.Socket[bytes]
+        self._session = 0
+        self._position = 0  # offset up to which all that we want has been gathered
+        self._head = 0  # the journal's, as last heard
+        self._live: dict[int, tuple[str, bytes, bytes]] = {}  # published, not yet confirmed whole
+        self._gathered: list[tuple[str, bytes, bytes]] = []
+        self._gathered_bytes = 0
+        self._dead: list[dict[str, Any]] = []
+        self._state, self._detail = "starting", ""
+        self._reported = 0.0
+
+    def _wanted_types(self) -> frozenset[str] | None:
+        """The data types to ask for; None: all."""
+        if self._config.topics is not None:
+            return frozenset(self._config.topics)
+        return self._adapter.types
+
+    def stop(self) -> None:
+        """Ask :meth:`run` to deliver what is journalled by now, and to return."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Deliver until stopped.
+
+        Raises:
+            Superseded: another process has taken over this adapter's name.
+        """
+        note = self._subscribe()
+        if not self._attempt(lambda: self._adapter.open(note)):
+            return
+        self._state = "running"
+        self._log.info("delivering from offset %d", self._position + 1)
+        while True:
+            stopping = self._stop.is_set()
+            self._gather()
+            if not self._deliver():
+                break
+            if stopping and self._position >= self._head:
+                break
+        self._adapter.close()
+        self._log.info("stopped at offset %d", self._committed)
+
+    # --- receiving ----------------------------------------------------------------------------
+
+    def _subscribe(self) -> bytes:
+        """Introduce ourselves; returns the note that was committed with the cursor."""
+        answer = self._ask(
+            "subscribe",
+            name=self._name,
+            type=self._config.type,
+            start=self._config.start,
+            types=sorted(self._types) if self._types is not None else None,
+        )
+        self._session = answer["session"]
+        self._position = self._committed = answer["offset"]
+        self._head = answer["head"]
+        self._context.counters.update(answer["counters"])
+        self._sub = connect(zmq.SUB, resolve(answer["publish"], self._address))
+        for data_type in self._types if self._types is not None else [""]:
+            self._sub.subscribe(wire.topic(data_type) if data_type else b"")
+        self._sub.subscribe(wire.topic("head"))
+        return bytes(answer["note"])
+
+    def _gather(self) -> None:
+        """Collect batches for one delivery: until the flush interval is over, or it is enough."""
+        deadline = time.monotonic() + self._config.flush_interval
+        while not self._full():
+            if self._position < self._head:
+                self._fetch()
+                continue
+            left = deadline - time.monotonic()
+            if self._stop.is_set() or (self._gathered and left <= 0):
+                return
+            if self._sub.poll(int(1000 * min(left, IDLE)) if left > 0 else int(1000 * IDLE)):
+                self._receive(self._sub.recv_multipart())
+            elif left <= 0:
+                return
+
+    def _full(self) -> bool:
+        return len(self._gathered) >= GATHER_BATCHES or self._gathered_bytes >= GATHER_BYTES
+
+    def _receive(self, frames: list[bytes]) -> None:
+        """One published message: a batch, or the head that says which batches there are."""
+        data_type = wire.decode_topic(frames[0])
+        if data_type != "head":
+            offset = wire.decode_header(frames[1]).offset
+            if offset > self._position and len(self._live) < 4 * GATHER_BATCHES:
+                self._live[offset] = (data_type, frames[1], frames[2])
+            return
+        head = wire.decode_control(frames[1])
+        self._head = max(self._head, head["first"] + len(head["types"]) - 1)
+        if head["first"] == self._position + 1:
+            self._take(head["first"], head["types"])
+        # What is still missing is fetched by _gather, which sees the position behind the head.
+        for offset in [offset for offset in self._live if offset <= self._position]:
+            del self._live[offset]
+
+    def _take(self, first: int, types: Sequence[str]) -> None:
+        """Take the batches of one commit, if all of them that we want are here."""
+        wanted = [
+            offset
+            for offset, data_type in enumerate(types, first)
+            if self._types is None or data_type in self._types
+        ]
+        if all(offset in self._live for offset in wanted):
+            for offset in wanted:
+                self._add(self._live.pop(offset))
+            self._position = first + len(types) - 1
+
+    def _fetch(self) -> None:
+        """Ask for the next page that we have missed."""
+        page = self._ask(
+            "replay",
+            after=self._position,
+            types=sorted(self._types) if self._types is not None else None,
+            max_bytes=GATHER_BYTES // 4,
+        )
+        frames = page["frames"]
+        for data_type, header, body in zip(page["types"], frames[::2], frames[1::2], strict=True):
+            self._add((data_type, header, body))
+        self._position = page["upto"]
+        self._head = max(self._head, page["head"])
+
+    def _add(self, batch: tuple[str, bytes, bytes]) -> None:
+        self._gathered.append(batch)
+        self._gathered_bytes += len(batch[2])
+
+    # --- delivering ---------------------------------------------------------------------------
+
+    def _deliver(self) -> bool:
+        """Deliver what was gathered and commit the cursor; False if stopped on the way."""
+        if self._position == self._committed and not self._report_due():
+            return True
+        batches = [batch for frames in self._gathered if (batch := self._decode(*frames))]
+        if batches and not self._deliver_all(batches):
+            return False
+        self._gathered, self._gathered_bytes = [], 0
+        self._commit()
+        self._assembler.committed(batches)
+        return True
+
+    def _decode(self, data_type: str, header: bytes, body: bytes) -> Batch | None:
+        if self._adapter.types is not None and data_type not in self._adapter.types:
+            self._context.count(f"unsupported_type:{data_type}", wire.decode_header(header).count)
+            return None
+        decoded = wire.decode_header(header)
+        try:
+            batch = Batch(data_type, decoded, wire.decode_body(data_type, decoded, body))
+        except FrameError as error:
+            self._bury(data_type, header, body, str(error), decoded.count)
+            return None
+        if data_type == "artifact":
+            batch = self._assembler.assemble(batch)
+        return batch if len(batch) else None
+
+    def _deliver_all(self, batches: list[Batch]) -> bool:
+        """Deliver, halving what is refused until the offending records stand alone."""
+        try:
+            if not self._attempt(lambda: self._adapter.deliver(batches)):
+                return False
+        except Refused as error:
+            if len(batches) > 1:
+                middle = len(batches) // 2
+                halves = [batches[:middle], batches[middle:]]
+            elif len(batches[0]) > 1:
+                records, middle = batches[0].records, len(batches[0]) // 2
+                halves = [[batches[0].only(part)] for part in (records[:middle], records[middle:])]
+            else:
+                self._bury_record(batches[0], str(error))
+                return True
+            return all(self._deliver_all(half) for half in halves)
+        self._context.counters["delivered"] = self._context.counters.get("delivered", 0) + sum(
+            len(batch) for batch in batches
+        )
+        return True
+
+    def _attempt(self, action: Any) -> bool:
+        """Do it until it succeeds; False if we are asked to stop and it cannot be done.
+
+        Raises:
+            Refused: to be handled by the caller.
+        """
+        wait = RETRY_FIRST
+        while True:
+            try:
+                action()
+            except Refused:
+                raise
+            except Blocked as error:
+                self._trouble("blocked", str(error), RETRY_BLOCKED)
+            except Unavailable as error:
+                self._trouble("retrying", str(error), error.retry_after or _jitter(wait))
+            except Exception as error:  # noqa: BLE001 -- an adapter's bug must not lose records
+                self._log.exception("the adapter failed; trying again")
+                self._trouble("retrying", f"{type(error).__name__}: {error}", _jitter(wait))
+            else:
+                if self._state in ("blocked", "retrying"):
+                    self._log.info("the tracker takes records again")
+                    self._state, self._detail = "running", ""
+                return True
+            wait = min(2 * wait, RETRY_MAX)
+            if self._stop.is_set():
+                return False
+
+    def _trouble(self, state: str, detail: str, wait: float) -> None:
+        """Say so once, show it in the status, and wait."""
+        if (state, detail) != (self._state, self._detail):
+            self._log.warning("%s: %s", state, detail)
+        self._state, self._detail = state, detail
+        self._context.counters["retries"] = self._context.counters.get("retries", 0) + 1
+        until = time.monotonic() + wait
+        while (left := until - time.monotonic()) > 0 and not self._stop.is_set():
+            if self._report_due():
+                self._report()
+            self._stop.wait(min(left, REPORT))
+
+    # --- committing ---------------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        answer = self._ask(
+            "commit",
+            name=self._name,
+            session=self._session,
+            offset=self._position,
+            note=self._adapter.note(),
+            counters=self._context.counters,
+            dead=self._dead or None,
+            state=self._state,
+            detail=self._detail,
+        )
+        self._dead = []
+        self._committed = self._position
+        self._head = max(self._head, answer["head"])
+        self._reported = time.monotonic()
+
+    def _report(self) -> None:
+        """Tell the daemon our state without moving the cursor."""
+        self._reported = time.monotonic()
+        try:
+            self._control.request(
+                "report",
+                timeout=1.0,
+                name=self._name,
+                session=self._session,
+                state=self._state,
+                detail=self._detail[:1000],
+            )
+        except ControlError as error:
+            if error.reason == "superseded":
+                raise Superseded(str(error)) from None
+            self._log.debug("not reported: %s", error)
+
+    def _report_due(self) -> bool:
+        return time.monotonic() - self._reported > REPORT
+
+    def _bury_record(self, batch: Batch, reason: str) -> None:
+        record = batch.records[0]
+        value = str(record.value) if batch.type == "artifact" else record.value
+        body = wire.encode_body([record._replace(value=value)])
+        header = wire.encode_header(batch.header._replace(count=1, codec=wire.CODEC_PLAIN))
+        self._bury(batch.type, header, body, reason, 1)
+
+    def _bury(self, data_type: str, header: bytes, body: bytes, reason: str, n: int) -> None:
+        """Put it among the dead letters, which are stored together with the cursor."""
+        self._context.count("dead_letters", n)
+        self._dead.append(
+            {"type": data_type, "header": header, "body": body, "reason": reason[:2000]}
+        )
+
+    def _ask(self, op: str, **fields: Any) -> dict[str, Any]:
+        """A request that must succeed: waits for a daemon that is away.
+
+        Raises:
+            Superseded: see there.
+            ControlError: any other refusal.
+        """
+        said = False
+        while True:
+            try:
+                return self._control.request(op, timeout=2.0, **fields)
+            except ControlError as error:
+                if error.reason == "superseded":
+                    raise Superseded(str(error)) from None
+                if error.reason not in ("unreachable", "timeout", "busy"):
+                    raise
+                if not said:
+                    self._log.warning("%s", error)
+                    said = True
+                if self._stop.is_set() and self._stop_by_passed():
+                    raise
+                self._stop.wait(0.2)
+
+    def _stop_by_passed(self) -> bool:
+        """After a stop the daemon gets ten more seconds to answer."""
+        if self._stop_by is None:
+            self._stop_by = time.monotonic() + 10.0
+        return time.monotonic() > self._stop_by
+
+
+def _jitter(wait: float) -> float:
+    return wait * random.uniform(0.5, 1.0)

@@ -1,0 +1,92 @@
+"""From ``type`` in the YAML to a class: built-in names, entry points, ``module:Class``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+from importlib.metadata import EntryPoint, entry_points
+
+from pydantic import BaseModel, ValidationError
+
+from zmqtrack.config import AdapterConfig, problems_of
+from zmqtrack.errors import ZMQTrackError
+
+from .base import Adapter
+
+__all__ = ["LoadError", "check", "known", "load"]
+
+GROUP = "zmqtrack.adapters"
+
+
+class LoadError(ZMQTrackError):
+    """An adapter that cannot be used as configured; ``path`` is the key at fault."""
+
+    def __init__(self, path: tuple[str | int, ...], message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+def known() -> dict[str, EntryPoint]:
+    """The names that ``type`` may be, the built-in ones and those of installed packages."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def load(type_: str) -> type[Adapter]:
+    """The adapter class that ``type_`` names.
+
+    Raises:
+        LoadError: there is none, it cannot be imported, or what it needs is not installed.
+    """
+    points = known()
+    if type_ in points:
+        target = points[type_].value
+    elif ":" in type_:
+        target = type_
+    else:
+        close = difflib.get_close_matches(type_, points, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise LoadError(
+            ("type",),
+            f"unknown adapter type {type_!r}.{hint} Known are: {', '.join(sorted(points))}; "
+            "an own one is named package.module:Class",
+        )
+    module_name, _, class_name = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise LoadError(("type",), f"{type_!r}: cannot import {module_name!r}: {error}") from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, Adapter)):
+        raise LoadError(
+            ("type",), f"{type_!r}: {class_name!r} is no subclass of zmqtrack.adapters.base.Adapter"
+        )
+    missing = [name for name in found.requires if importlib.util.find_spec(name) is None]
+    if missing:
+        what = f"zmqtrack[{found.extra}]" if found.extra else " ".join(missing)
+        raise LoadError(
+            ("type",), f"{type_!r} needs {', '.join(missing)}: run  pip install '{what}'"
+        )
+    return found
+
+
+def options(config: AdapterConfig, cls: type[Adapter]) -> BaseModel:
+    """The options, checked against the class's schema.
+
+    Raises:
+        LoadError: the first of them that is wrong.
+    """
+    try:
+        return cls.Options.model_validate(config.options)
+    except ValidationError as error:
+        path, message = problems_of(error, cls.Options)[0]
+        raise LoadError(("options", *path), message) from error
+
+
+def check(config: AdapterConfig) -> LoadError | None:
+    """Why the adapter cannot be used as configured, or None."""
+    try:
+        options(config, load(config.type))
+    except LoadError as error:
+        return error
+    return None

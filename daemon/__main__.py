@@ -1,0 +1,100 @@
+"""``zmqtrackd --config FILE``: the daemon in the foreground, logging on stderr.
+
+Exit codes: 0 after SIGTERM or SIGINT, 1 when it cannot go on, 78 for a bad configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sqlite3
+import sys
+import time
+from pathlib import Path
+
+from zmqtrack import __version__
+from zmqtrack.config import Config, load
+from zmqtrack.errors import ConfigError, ZMQTrackError
+
+from . import supervisor
+from .broker import Broker
+from .journal import Journal
+from .supervisor import Supervisor
+
+EX_CONFIG = 78
+
+log = logging.getLogger("zmqtrack.daemon")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="zmqtrackd", description="Carries experiment logs from training loops to trackers."
+    )
+    parser.add_argument("--config", type=Path, required=True, help="the YAML configuration")
+    parser.add_argument("--version", action="version", version=f"zmqtrackd {__version__}")
+    arguments = parser.parse_args()
+    try:
+        config = _configuration(arguments.config)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EX_CONFIG
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=config.daemon.log_level.upper(),
+        format="%(levelname)s [zmqtrackd] %(message)s",
+    )
+    try:
+        return serve(config)
+    except (ZMQTrackError, sqlite3.Error, OSError) as error:
+        log.error("%s", error)
+        return 1
+
+
+def _configuration(path: Path) -> Config:
+    """The configuration, its adapters' types and options checked too.
+
+    Raises:
+        ConfigError: see :func:`zmqtrack.config.load`.
+    """
+    located = load(path)
+    problems = supervisor.check(located.config.adapters)
+    if problems:
+        raise ConfigError(
+            [f"{located.where(index, keys)}: {message}" for index, keys, message in problems]
+        )
+    return located.config
+
+
+def serve(config: Config) -> int:
+    """Run until SIGTERM or SIGINT, then stop in order: what came in goes out."""
+    stopping: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: stopping.append(received))
+    journal = Journal(config.daemon.state_dir)
+    broker = Broker(config.daemon, journal)
+    address = broker.control_address
+    (config.daemon.state_dir / "address").write_text(address + "\n")
+    children = Supervisor(
+        config.adapters, address, config.daemon.state_dir, config.daemon.log_level
+    )
+    log.info("listening at %s, journal in %s", address, config.daemon.state_dir)
+    while not stopping:
+        broker.step()
+        children.step()
+    log.info("stopping on %s", signal.Signals(stopping[0]).name)
+    broker.stop_accepting()
+    children.stop()
+    deadline = time.monotonic() + config.daemon.stop_timeout
+    while children.running and time.monotonic() < deadline:
+        broker.step(0.05)
+        children.step()
+    children.kill()
+    broker.close()
+    journal.close()
+    log.info("stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,323 @@
+"""The core loop: receive, check, journal, acknowledge, publish."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import math
+import sqlite3
+import time
+from typing import Any
+
+import zmq
+
+from zmqtrack import wire
+from zmqtrack.config import DaemonConfig
+from zmqtrack.errors import FrameError, ZMQTrackError
+from zmqtrack.wire import Header
+
+from .control import Control
+from .journal import Entry, Journal
+
+__all__ = ["Broker"]
+
+log = logging.getLogger("zmqtrack.daemon")
+
+#: Most batches that share one commit.
+COMMIT_BATCHES = 500
+#: The head is published at least so often (seconds), so that subscribers notice a lost tail.
+HEARTBEAT = 0.5
+#: Wait after the disk refused a commit, in seconds.
+DISK_PAUSE = 1.0
+#: Messages that wait for one slow subscriber before it misses some and has to replay.
+PUBLISH_HWM = 1000
+#: A refusal is logged once and then at most so often (seconds), with the count since.
+LOG_INTERVAL = 10.0
+
+
+class Broker:
+    """Binds the three sockets; :meth:`step` is the loop's body.
+
+    Raises:
+        ZMQTrackError: an address cannot be bound.
+    """
+
+    def __init__(self, config: DaemonConfig, journal: Journal) -> None:
+        assert config.ingest is not None and config.publish is not None
+        self.config = config
+        self.journal = journal
+        self.started = time.time()
+        #: What was refused since the start, by reason, in frames or batches.
+        self.refused: collections.Counter[str] = collections.Counter()
+        self.received = self.duplicates = 0
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, 16_000)
+        self._router, self.control_address = self._bind(zmq.ROUTER, config.control)
+        self._pull, self.ingest_address = self._bind(zmq.PULL, config.ingest)
+        self._xpub, self.publish_address = self._bind(zmq.XPUB, config.publish)
+        self._control = Control(self)
+        self._poller = zmq.Poller()
+        for socket in (self._router, self._pull, self._xpub):
+            self._poller.register(socket, zmq.POLLIN)
+        self._accepting = True
+        self._pending = 0  # batches since the last commit
+        self._commit_due = 0.0
+        self._paused_until = 0.0
+        self._head_published = 0.0
+        self._routes: collections.OrderedDict[bytes, bytes] = collections.OrderedDict()
+        self._answer: dict[bytes, str] = {}  # streams to be told their seq after the commit
+        self._resumed: dict[bytes, tuple[int, float]] = {}
+        self._replies: list[list[bytes]] = []  # control answers that wait for the commit
+        self._logged: dict[str, float] = {}
+
+    def step(self, timeout: float = 0.1) -> None:
+        """Wait for something to do (at most ``timeout`` seconds), and do it."""
+        ready = dict(self._poller.poll(math.ceil(1000 * self._patience(timeout))))
+        if self._pull in ready:
+            self._ingest()
+        if self._router in ready:
+            self._control.serve()
+        if self._xpub in ready:
+            self._xpub.recv_multipart()  # a subscription; ZeroMQ has acted on it
+        if self._pending >= COMMIT_BATCHES or self._is_due():
+            self._commit()
+        if self._paused_until and time.monotonic() >= self._paused_until:
+            self._paused_until = 0.0
+            self._poller.modify(self._pull, zmq.POLLIN)
+        if time.monotonic() - self._head_published > HEARTBEAT:
+            self._publish_head(self.journal.head + 1, [])
+
+    def stop_accepting(self) -> None:
+        """Take in what has arrived, commit it, and accept no more: writers keep the rest."""
+        self._pull.unbind(self.ingest_address)
+        while self._pull.poll(50) and not self._paused_until:
+            self._ingest()
+            self._commit()
+        self._poller.unregister(self._pull)
+        self._accepting = False
+
+    def close(self) -> None:
+        if self.journal.dirty:
+            self._commit()
+        # Lingers: the last acknowledgements are on their way out.
+        self._context.destroy(linger=500)
+
+    # --- ingest -------------------------------------------------------------------------------
+
+    def _ingest(self) -> None:
+        """Take what has come in, up to one commit's worth."""
+        while self._pending < COMMIT_BATCHES:
+            try:
+                frames = self._pull.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                self._accept(frames)
+            except FrameError as error:
+                self._refuse(error.reason, error.detail)
+
+    def _accept(self, frames: list[bytes]) -> None:
+        """Journal one batch, if it is the next of its stream.
+
+        Raises:
+            FrameError: it is no batch.
+        """
+        if len(frames) != 3:
+            raise FrameError("bad_frames", f"{len(frames)} frames; a batch has 3")
+        data_type = wire.decode_topic(frames[0])
+        header = wire.decode_header(frames[1])
+        self.received += 1
+        known = self.journal.stream(header.stream)
+        last = known.seq if known else 0
+        now = time.time()
+        if header.seq <= last:  # sent again: its acknowledgement was lost
+            self.duplicates += 1
+            self._answer.setdefault(header.stream, "ack")
+            self._mark_dirty()
+        elif header.seq > last + 1:
+            self._ask_to_resume(header, last)
+        elif known and known.run != header.run:
+            self._reject(data_type, header, "run_key_changed", f"the stream began as {known.run}")
+        elif len(frames[2]) > self.config.max_body:
+            detail = f"{len(frames[2])} bytes; at most {self.config.max_body}"
+            self._reject(data_type, header, "too_large", detail)
+        elif data_type == "lost":
+            self._account(header, frames[2])
+        else:
+            self.journal.append(data_type, header, frames[2], now)
+            self._answer[header.stream] = "ack"
+            self._pending += 1
+            self._mark_dirty()
+
+    def _ask_to_resume(self, header: Header, last: int) -> None:
+        """Go-back-N: name the seq that we hold; once, not for each batch that is behind it."""
+        seq, when = self._resumed.get(header.stream, (-1, 0.0))
+        if seq != last or time.monotonic() - when > 1.0:
+            if len(self._resumed) > 10_000:
+                self._resumed.clear()
+            self._resumed[header.stream] = (last, time.monotonic())
+            self._answer[header.stream] = "resume"
+            self._mark_dirty()
+
+    def _reject(self, data_type: str, header: Header, reason: str, detail: str) -> None:
+        """Refuse a batch for good: count it, tell its writer, and go on with the next."""
+        self._refuse(reason, f"{data_type} batch of {'/'.join(header.run)}: {detail}")
+        self.journal.skip(header, time.time())
+        self.journal.count(reason, header.run.site, header.count)
+        self._answer[header.stream] = "ack"
+        self._mark_dirty()
+        if route := self._routes.get(header.stream):
+            self._replies.append(
+                [
+                    route,
+                    wire.encode_control(
+                        "reject",
+                        stream=header.stream,
+                        seq=header.seq,
+                        records=header.count,
+                        reason=reason,
+                        detail=detail,
+                    ),
+                ]
+            )
+
+    def _account(self, header: Header, body: bytes) -> None:
+        """A writer tells what it had to give up: addressed to us, not to subscribers."""
+        try:
+            losses = wire.decode_body("lost", header, body)
+        except FrameError as error:
+            self._reject("lost", header, error.reason, error.detail)
+            return
+        self.journal.skip(header, time.time())
+        for loss in losses:
+            self.journal.count(loss.key[:64], header.run.site, loss.value)
+        self._answer[header.stream] = "ack"
+        self._mark_dirty()
+
+    def _refuse(self, reason: str, detail: str) -> None:
+        """Count, and log without flooding."""
+        self.refused[reason] += 1
+        now = time.monotonic()
+        if now - self._logged.get(reason, -LOG_INTERVAL) >= LOG_INTERVAL:
+            self._logged[reason] = now
+            log.warning("refused (%s, %d so far): %s", reason, self.refused[reason], detail)
+
+    # --- commit -------------------------------------------------------------------------------
+
+    def _mark_dirty(self) -> None:
+        """Something waits for a commit: from now on it is due within the commit interval."""
+        if not self._commit_due:
+            self._commit_due = time.monotonic() + self.config.commit_interval
+
+    def _is_due(self) -> bool:
+        return bool(self._commit_due) and time.monotonic() >= self._commit_due
+
+    def _patience(self, timeout: float) -> float:
+        now = time.monotonic()
+        if self._commit_due:
+            timeout = min(timeout, max(0.0, self._commit_due - now))
+        return timeout
+
+    def _commit(self) -> None:
+        """Make it durable; only then acknowledge, and publish."""
+        self._commit_due, self._pending = 0.0, 0
+        try:
+            entries = self.journal.commit()
+        except sqlite3.OperationalError as error:
+            self._on_disk_error(error)
+            return
+        for reply in self._replies:
+            self._router.send_multipart(reply)
+        self._replies.clear()
+        self._acknowledge()
+        self._publish(entries)
+
+    def _on_disk_error(self, error: sqlite3.OperationalError) -> None:
+        """Nothing was committed, so nothing is acknowledged: writers will send it again."""
+        self.journal.rollback()
+        self._answer.clear()
+        self._replies.clear()
+        if "full" not in str(error):
+            raise error  # a failed write or fsync: what the disk holds is unknown
+        self._refuse("disk_full", f"{self.journal.path}: {error}; writers keep their records")
+        self._paused_until = time.monotonic() + DISK_PAUSE
+        self._poller.modify(self._pull, 0)
+
+    def _acknowledge(self) -> None:
+        """Once for each stream, cumulatively, to its own writer."""
+        for stream, op in self._answer.items():
+            if route := self._routes.get(stream):
+                known = self.journal.stream(stream)
+                seq = known.seq if known else 0
+                self._router.send_multipart(
+                    [route, wire.encode_control(op, stream=stream, seq=seq)]
+                )
+        self._answer.clear()
+
+    def _publish(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            topic = wire.topic(entry.type, entry.site)
+            self._xpub.send_multipart([topic, entry.header, entry.body], copy=False)
+        if entries:
+            self._publish_head(entries[0].offset, [entry.type for entry in entries])
+
+    def _publish_head(self, first: int, types: list[str]) -> None:
+        """Which offsets the last commit had, so that subscribers see what they missed."""
+        self._head_published = time.monotonic()
+        self._xpub.send_multipart(
+            [wire.topic("head"), wire.encode_control("head", first=first, types=types)]
+        )
+
+    # --- for control --------------------------------------------------------------------------
+
+    def receive_control(self) -> list[bytes] | None:
+        try:
+            return self._router.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+
+    def reply(self, frames: list[bytes], *, after_commit: bool = False) -> None:
+        """Answer a client; where the answer promises durability, after the commit."""
+        if after_commit:
+            self._replies.append(frames)
+            self._mark_dirty()
+        else:
+            self._router.send_multipart(frames)
+
+    def refuse_control(self, error: FrameError) -> None:
+        self._refuse(error.reason, error.detail)
+
+    def set_route(self, stream: bytes, identity: bytes) -> None:
+        """Acknowledgements of a stream go to whom greeted us for it last."""
+        self._routes[stream] = identity
+        self._routes.move_to_end(stream)
+        if len(self._routes) > 100_000:
+            self._routes.popitem(last=False)
+
+    def _bind(self, kind: int, address: str) -> tuple[zmq.Socket[bytes], str]:
+        socket = self._context.socket(kind)
+        socket.linger = 0
+        socket.set(zmq.HEARTBEAT_IVL, 2_000)
+        socket.set(zmq.HEARTBEAT_TIMEOUT, 8_000)
+        socket.set(zmq.BACKLOG, 1024)
+        if kind == zmq.XPUB:
+            socket.set(zmq.SNDHWM, PUBLISH_HWM)
+        try:
+            # "*" is ZeroMQ's word for a free port.
+            socket.bind(f"{address[:-2]}:*" if address.endswith(":0") else address)
+        except zmq.ZMQError as error:
+            raise ZMQTrackError(
+                f"cannot listen at {address}: {error.strerror}. Is another daemon running, or "
+                "the port in use? Set another address in the configuration"
+            ) from None
+        return socket, socket.get_string(zmq.LAST_ENDPOINT)
+
+    def status(self) -> dict[str, Any]:
+        """Facts about the loop, for the status."""
+        return {
+            "started": self.started,
+            "accepting": self._accepting,
+            "received_batches": self.received,
+            "duplicate_batches": self.duplicates,
+            "refused": dict(self.refused),
+        }

@@ -1,0 +1,257 @@
+"""The daemon's side of the control socket: one method for each ``op``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from zmqtrack import __version__, wire
+from zmqtrack.errors import ControlError, FrameError
+from zmqtrack.records import check_name, check_type
+
+from .journal import Cursor
+
+if TYPE_CHECKING:
+    from .broker import Broker
+
+__all__ = ["Control"]
+
+#: Most bytes in one page of a replay.
+PAGE_BYTES = 8 << 20
+
+
+class Control:
+    """Serves requests; knows the adapters that have introduced themselves."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._journal = broker.journal
+        #: What each adapter last said of itself.
+        self._adapters: dict[str, dict[str, Any]] = {}
+        self._handlers: dict[str, Callable[[bytes, dict[str, Any]], None]] = {
+            "hello": self._hello,
+            "subscribe": self._subscribe,
+            "replay": self._replay,
+            "commit": self._commit,
+            "report": self._report,
+            "status": self._status,
+        }
+
+    def serve(self, limit: int = 200) -> None:
+        """Answer up to ``limit`` requests that have come in."""
+        for _ in range(limit):
+            frames = self._broker.receive_control()
+            if frames is None:
+                return
+            try:
+                if len(frames) != 2:
+                    raise FrameError("bad_control", f"{len(frames) - 1} frames; a request has 1")
+                self._handle(frames[0], wire.decode_control(frames[1]))
+            except FrameError as error:
+                self._broker.refuse_control(error)
+                self._refuse(frames[0], {}, error.reason, error.detail)
+
+    def _handle(self, identity: bytes, request: dict[str, Any]) -> None:
+        handler = self._handlers.get(request["op"])
+        try:
+            if handler is None:
+                raise ControlError("unknown_op", f"no such request: {request['op']!r:.60}")
+            handler(identity, request)
+        except ControlError as error:
+            self._refuse(identity, request, error.reason, str(error))
+        except (KeyError, TypeError, ValueError) as error:
+            raise FrameError("bad_control", f"{request['op']:.60}: {error!r:.200}") from None
+
+    # --- writers ------------------------------------------------------------------------------
+
+    def _hello(self, identity: bytes, request: dict[str, Any]) -> None:
+        """Who we are, where batches go, and for a writer the last seq that we hold."""
+        seq = None
+        stream = request.get("stream")
+        if stream is not None:
+            seq = self._greet_writer(identity, stream, request)
+        self._answer(
+            identity,
+            request,
+            "welcome",
+            # The seq counts batches that the next commit makes durable: not before it.
+            after_commit=stream is not None,
+            stream=stream,
+            seq=seq,
+            version=__version__,
+            epoch=self._journal.epoch,
+            ingest=self._broker.ingest_address,
+            publish=self._broker.publish_address,
+            max_body=self._broker.config.max_body,
+            max_records=wire.MAX_RECORDS,
+        )
+
+    def _greet_writer(self, identity: bytes, stream: Any, request: dict[str, Any]) -> int:
+        if not isinstance(stream, bytes) or len(stream) != 16:
+            raise ValueError("the stream is no UUID of 16 bytes")
+        experiment, run, site = request["run"]
+        for what, name in (("experiment", experiment), ("run", run), ("site", site)):
+            check_name(what, name)
+        self._broker.set_route(stream, identity)
+        known = self._journal.stream(stream)
+        seq, acked = known.seq if known else 0, int(request.get("acked", 0))
+        if acked > seq:
+            # Another journal had acknowledged these: the writer no longer has them.
+            self._journal.adopt(stream, acked, (experiment, run, site), time.time())
+            self._journal.count("journal_lost_batches", site, acked - seq)
+            seq = acked
+        return seq
+
+    # --- adapters -----------------------------------------------------------------------------
+
+    def _subscribe(self, identity: bytes, request: dict[str, Any]) -> None:
+        """An adapter introduces itself: its cursor, under a session that outdates older ones."""
+        name = check_name("name", request["name"])
+        cursor = self._journal.cursor(name)
+        if cursor is None:
+            offset = self._journal.head if request.get("start") == "now" else 0
+            cursor = Cursor(offset, 0, b"", {}, time.time())
+        cursor = cursor._replace(session=cursor.session + 1)
+        self._journal.set_cursor(name, cursor)
+        self._adapters[name] = {
+            "type": str(request.get("type", ""))[:200],
+            "types": request.get("types"),
+            "state": "starting",
+            "detail": "",
+            "seen": time.time(),
+        }
+        self._answer(
+            identity,
+            request,
+            "subscribed",
+            after_commit=True,
+            session=cursor.session,
+            offset=cursor.offset,
+            note=cursor.note,
+            counters=cursor.counters,
+            epoch=self._journal.epoch,
+            head=self._journal.head,
+            publish=self._broker.publish_address,
+        )
+
+    def _replay(self, identity: bytes, request: dict[str, Any]) -> None:
+        """A page of the journal: what follows ``after``, of the wanted data types."""
+        types = request.get("types")
+        if types is not None:
+            types = [check_type(name) for name in types]
+        max_bytes = min(int(request.get("max_bytes", PAGE_BYTES)), PAGE_BYTES)
+        page, upto = self._journal.read(int(request["after"]), types, max_bytes)
+        first = wire.encode_control(
+            "page",
+            id=request.get("id"),
+            types=[entry.type for entry in page],
+            upto=upto,
+            head=self._journal.head,
+        )
+        frames = [part for entry in page for part in (entry.header, entry.body)]
+        self._broker.reply([identity, first, *frames])
+
+    def _commit(self, identity: bytes, request: dict[str, Any]) -> None:
+        """The tracker has confirmed all up to ``offset``: keep that, durably, then answer."""
+        name = request["name"]
+        cursor = self._current(name, request["session"])
+        now = time.time()
+        counters = {str(k): int(v) for k, v in request["counters"].items()}
+        offset = int(request["offset"])
+        if not cursor.offset <= offset <= self._journal.head:
+            raise ControlError(
+                "bad_offset", f"{offset} is not from {cursor.offset} to {self._journal.head}"
+            )
+        self._journal.set_cursor(
+            name, Cursor(offset, cursor.session, bytes(request["note"]), counters, now)
+        )
+        for letter in request.get("dead", ()):
+            self._journal.bury(
+                name, letter["type"], letter["header"], letter["body"], letter["reason"], now
+            )
+        self._note_state(name, request)
+        self._answer(identity, request, "committed", after_commit=True, head=self._journal.head)
+
+    def _report(self, identity: bytes, request: dict[str, Any]) -> None:
+        self._current(request["name"], request["session"])
+        self._note_state(request["name"], request)
+        self._answer(identity, request, "reported")
+
+    def _current(self, name: str, session: int) -> Cursor:
+        cursor = self._journal.cursor(name)
+        if cursor is None or cursor.session != session:
+            raise ControlError("superseded", f"another process has taken over adapter {name!r}")
+        return cursor
+
+    def _note_state(self, name: str, request: dict[str, Any]) -> None:
+        known = self._adapters.setdefault(name, {"type": "", "types": None})
+        known.update(
+            state=str(request.get("state", ""))[:20],
+            detail=str(request.get("detail", ""))[:1000],
+            seen=time.time(),
+        )
+
+    # --- operators ----------------------------------------------------------------------------
+
+    def _status(self, identity: bytes, request: dict[str, Any]) -> None:
+        head = self._journal.head
+        batches, size = self._journal.size()
+        adapters = {}
+        for name, cursor in self._journal.cursors():
+            adapters[name] = {
+                **self._adapters.get(name, {"type": "", "types": None, "state": "away"}),
+                "cursor": cursor.offset,
+                "lag": head - cursor.offset,
+                "counters": cursor.counters,
+            }
+        self._answer(
+            identity,
+            request,
+            "status",
+            version=__version__,
+            now=time.time(),
+            control=self._broker.control_address,
+            ingest=self._broker.ingest_address,
+            publish=self._broker.publish_address,
+            daemon=self._broker.status(),
+            journal={
+                "epoch": self._journal.epoch.hex(),
+                "head": head,
+                "batches": batches,
+                "bytes": size,
+            },
+            adapters=adapters,
+            streams=[
+                {"stream": stream.hex(), **known._asdict()}
+                for stream, known in self._journal.streams()
+            ],
+            losses=[
+                {"reason": reason, "site": site, "n": n}
+                for reason, site, n in self._journal.counters()
+            ],
+        )
+
+    # --- answers ------------------------------------------------------------------------------
+
+    def _answer(
+        self,
+        identity: bytes,
+        request: dict[str, Any],
+        op: str,
+        *,
+        after_commit: bool = False,
+        **fields: Any,
+    ) -> None:
+        message = wire.encode_control(op, id=request.get("id"), **fields)
+        self._broker.reply([identity, message], after_commit=after_commit)
+
+    def _refuse(self, identity: bytes, request: dict[str, Any], reason: str, detail: str) -> None:
+        self._answer(
+            identity,
+            request,
+            "refused",
+            stream=request.get("stream"),
+            reason=reason,
+            detail=detail,
+        )

@@ -1,0 +1,311 @@
+"""The daemon's durable, ordered log of batches: SQLite, one thread, an fsync per commit.
+
+An interface with one embedded implementation: append, commit, read, streams, cursors. What
+was appended is seen by readers only after :meth:`Journal.commit`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import uuid
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import msgpack
+
+from zmqtrack import wire
+from zmqtrack.errors import ZMQTrackError
+
+__all__ = ["Cursor", "Entry", "Journal", "JournalError", "Stream"]
+
+#: Version of the tables below.
+LAYOUT = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS batch (
+    offset INTEGER PRIMARY KEY, type TEXT NOT NULL, site TEXT NOT NULL, time REAL NOT NULL,
+    header BLOB NOT NULL, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS stream (
+    id BLOB PRIMARY KEY, seq INTEGER NOT NULL, experiment TEXT NOT NULL, run TEXT NOT NULL,
+    site TEXT NOT NULL, records INTEGER NOT NULL, first_seen REAL NOT NULL,
+    last_seen REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS cursor (
+    name TEXT PRIMARY KEY, offset INTEGER NOT NULL, session INTEGER NOT NULL,
+    note BLOB NOT NULL, counters BLOB NOT NULL, time REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS dead_letter (
+    id INTEGER PRIMARY KEY, adapter TEXT NOT NULL, type TEXT NOT NULL, header BLOB NOT NULL,
+    body BLOB NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS counter (
+    reason TEXT NOT NULL, site TEXT NOT NULL, n INTEGER NOT NULL,
+    PRIMARY KEY (reason, site)) WITHOUT ROWID;
+"""
+
+
+class JournalError(ZMQTrackError):
+    """A journal that cannot be used: locked by another daemon, damaged, or of another version."""
+
+
+class Entry(NamedTuple):
+    """One journalled batch: the frames as they are published, and where it stands."""
+
+    offset: int
+    type: str
+    site: str
+    header: bytes
+    body: bytes
+
+
+class Stream(NamedTuple):
+    """What is known of one writer's life; ``seq`` is the last that is journalled."""
+
+    seq: int
+    run: tuple[str, str, str]
+    records: int
+    first_seen: float
+    last_seen: float
+
+
+class Cursor(NamedTuple):
+    """How far one adapter has come, with what it asked to keep with that."""
+
+    offset: int
+    session: int
+    note: bytes
+    counters: dict[str, int]
+    time: float
+
+
+class Journal:
+    """Opened in ``state_dir``, which it locks against a second daemon.
+
+    Raises:
+        JournalError: it is in use (names the holder's PID), damaged, or not ours.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path = state_dir / "journal.db"
+        self._lock = _lock(state_dir / "lock")
+        try:
+            self._db = sqlite3.connect(self.path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_SCHEMA)
+            meta = dict(self._db.execute("SELECT key, value FROM meta"))
+            if "epoch" not in meta:
+                meta = {"epoch": uuid.uuid4().bytes, "layout": LAYOUT}
+                self._db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+            if meta["layout"] != LAYOUT:
+                raise JournalError(
+                    f"{self.path} has layout {meta['layout']}; this version reads {LAYOUT}"
+                )
+            #: Names this journal; a lost or restored one has another.
+            self.epoch: bytes = meta["epoch"]
+            #: Offset of the last committed batch; 0 if there never was one.
+            self.head: int = self._db.execute(
+                "SELECT max(coalesce((SELECT max(offset) FROM batch), 0),"
+                " coalesce((SELECT value FROM meta WHERE key = 'trimmed'), 0))"
+            ).fetchone()[0]
+        except sqlite3.Error as error:
+            os.close(self._lock)
+            raise JournalError(f"{self.path} cannot be used as the journal: {error}") from error
+        except JournalError:
+            os.close(self._lock)
+            raise
+        self._appended: list[Entry] = []
+        self._streams: dict[bytes, Stream] = {}
+
+    # --- batches ------------------------------------------------------------------------------
+
+    def stream(self, stream: bytes) -> Stream | None:
+        """What is known of a stream, appended and uncommitted batches included."""
+        if known := self._streams.get(stream):
+            return known
+        row = self._db.execute(
+            "SELECT seq, experiment, run, site, records, first_seen, last_seen "
+            "FROM stream WHERE id = ?",
+            (stream,),
+        ).fetchone()
+        if row is None:
+            return None
+        found = Stream(row[0], (row[1], row[2], row[3]), *row[4:])
+        self._remember(stream, found)
+        return found
+
+    def append(self, data_type: str, header: wire.Header, body: bytes, now: float) -> None:
+        """Add a batch behind the last one. It counts after :meth:`commit`."""
+        offset = self.head + len(self._appended) + 1
+        header = header._replace(offset=offset, epoch=self.epoch)
+        packed = wire.encode_header(header)
+        self._advance(header, header.seq, header.count, now)
+        self._db.execute(
+            "INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?)",
+            (offset, data_type, header.run.site, now, packed, body),
+        )
+        self._appended.append(Entry(offset, data_type, header.run.site, packed, body))
+
+    def skip(self, header: wire.Header, now: float) -> None:
+        """Count ``header.seq`` as dealt with, without keeping a batch."""
+        self._advance(header, header.seq, 0, now)
+
+    def adopt(self, stream: bytes, seq: int, run: tuple[str, str, str], now: float) -> None:
+        """Take a writer's word that another journal acknowledged its batches up to ``seq``."""
+        self._begin()
+        self._set(stream, Stream(seq, run, 0, now, now))
+
+    def commit(self) -> list[Entry]:
+        """Make all that was appended durable, and return it.
+
+        Raises:
+            sqlite3.Error: nothing was committed, and nothing of it may be acknowledged.
+        """
+        if self._db.in_transaction:
+            self._db.execute("COMMIT")
+        appended, self._appended = self._appended, []
+        self.head += len(appended)
+        return appended
+
+    def rollback(self) -> None:
+        """Drop what was appended since the last commit."""
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+        self._appended.clear()
+        self._streams.clear()
+
+    @property
+    def dirty(self) -> bool:
+        return self._db.in_transaction
+
+    def read(
+        self, after: int, types: Collection[str] | None, max_bytes: int, max_batches: int = 500
+    ) -> tuple[list[Entry], int]:
+        """Committed batches that follow ``after``, of the named data types (None: all).
+
+        Returns them with the offset up to which the journal has been looked through: at
+        least the last batch's, at most :attr:`head`.
+        """
+        wanted = "" if types is None else f" AND type IN ({','.join('?' * len(types))})"
+        rows = self._db.execute(
+            "SELECT offset, type, site, header, body FROM batch "
+            f"WHERE offset > ? AND offset <= ?{wanted} ORDER BY offset",
+            (after, self.head, *(types or ())),
+        )
+        page: list[Entry] = []
+        size = 0
+        for row in rows:
+            entry = Entry(*row)
+            if page and (len(page) >= max_batches or size + len(entry.body) > max_bytes):
+                return page, page[-1].offset
+            page.append(entry)
+            size += len(entry.body)
+        return page, self.head
+
+    # --- cursors ------------------------------------------------------------------------------
+
+    def cursor(self, name: str) -> Cursor | None:
+        row = self._db.execute(
+            "SELECT offset, session, note, counters, time FROM cursor WHERE name = ?", (name,)
+        ).fetchone()
+        return row and Cursor(row[0], row[1], row[2], msgpack.unpackb(row[3]), row[4])
+
+    def set_cursor(self, name: str, cursor: Cursor) -> None:
+        """Move a cursor; it counts after :meth:`commit`."""
+        self._begin()
+        self._db.execute(
+            "INSERT OR REPLACE INTO cursor VALUES (?, ?, ?, ?, ?, ?)",
+            (name, *cursor[:3], msgpack.packb(cursor.counters), cursor.time),
+        )
+
+    def cursors(self) -> list[tuple[str, Cursor]]:
+        names = [row[0] for row in self._db.execute("SELECT name FROM cursor ORDER BY name")]
+        return [(name, cursor) for name in names if (cursor := self.cursor(name))]
+
+    def bury(
+        self, adapter: str, data_type: str, header: bytes, body: bytes, reason: str, now: float
+    ) -> None:
+        """Keep what a tracker refused for good; it counts after :meth:`commit`."""
+        self._begin()
+        self._db.execute(
+            "INSERT INTO dead_letter (adapter, type, header, body, reason, time) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (adapter, data_type, header, body, reason, now),
+        )
+
+    # --- what is shown ------------------------------------------------------------------------
+
+    def count(self, reason: str, site: str, n: int) -> None:
+        """Add to a durable loss counter; it counts after :meth:`commit`."""
+        self._begin()
+        self._db.execute(
+            "INSERT INTO counter VALUES (?, ?, ?) "
+            "ON CONFLICT (reason, site) DO UPDATE SET n = n + excluded.n",
+            (reason, site, n),
+        )
+
+    def counters(self) -> list[tuple[str, str, int]]:
+        return self._db.execute("SELECT reason, site, n FROM counter ORDER BY 1, 2").fetchall()
+
+    def streams(self) -> list[tuple[bytes, Stream]]:
+        rows = self._db.execute(
+            "SELECT id, seq, experiment, run, site, records, first_seen, last_seen "
+            "FROM stream ORDER BY first_seen"
+        )
+        return [(row[0], Stream(row[1], (row[2], row[3], row[4]), *row[5:])) for row in rows]
+
+    def size(self) -> tuple[int, int]:
+        """Batches held, and bytes of the database file."""
+        batches = self._db.execute("SELECT count(*) FROM batch").fetchone()[0]
+        pages, page = (
+            self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
+        )
+        return batches, pages * page
+
+    def close(self) -> None:
+        self.rollback()
+        self._db.close()
+        os.close(self._lock)
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if not self._db.in_transaction:
+            self._db.execute("BEGIN IMMEDIATE")
+
+    def _advance(self, header: wire.Header, seq: int, records: int, now: float) -> None:
+        self._begin()
+        known = self.stream(header.stream)
+        first_seen = known.first_seen if known else now
+        total = records + (known.records if known else 0)
+        self._set(header.stream, Stream(seq, header.run, total, first_seen, now))
+
+    def _set(self, stream: bytes, new: Stream) -> None:
+        self._remember(stream, new)
+        self._db.execute(
+            "INSERT OR REPLACE INTO stream VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (stream, new.seq, *new.run, new.records, new.first_seen, new.last_seen),
+        )
+
+    def _remember(self, stream: bytes, known: Stream) -> None:
+        if len(self._streams) >= 10_000:  # a cache only: the table has them all
+            self._streams.clear()
+        self._streams[stream] = known
+
+
+def _lock(path: Path) -> int:
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 32, 0).decode() or "unknown"
+        os.close(lock)
+        raise JournalError(
+            f"{path.parent} is in use by another zmqtrackd, process {holder}. "
+            "Stop that one, or give this one a state_dir of its own"
+        ) from None
+    os.truncate(lock, 0)
+    os.pwrite(lock, str(os.getpid()).encode(), 0)
+    return lock

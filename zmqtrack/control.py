@@ -1,0 +1,130 @@
+"""The client's side of the control socket: requests with an answer, and socket options."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import zmq
+
+from . import wire
+from .errors import ControlError, FrameError
+
+__all__ = ["DEFAULT_ADDRESS", "ControlClient", "connect", "resolve"]
+
+DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
+
+#: A peer that is silent for so long, in ms, is taken for dead and connected anew: this is
+#: what finds half-open links.
+HEARTBEAT_MS = 2_000
+HEARTBEAT_TIMEOUT_MS = 8_000
+RECONNECT_MS = 100
+RECONNECT_MAX_MS = 2_000
+
+
+_context: zmq.Context[zmq.Socket[bytes]] | None = None
+
+
+def _forget_context() -> None:
+    """A ZeroMQ context does not survive a fork; pyzmq leaves the parent's alone."""
+    global _context
+    _context = None
+
+
+os.register_at_fork(after_in_child=_forget_context)
+
+
+def connect(kind: int, address: str, hwm: int = 1000) -> zmq.Socket[bytes]:
+    """A socket of ``kind`` on its way to ``address``; returns at once.
+
+    It queues nothing for a peer that is not there (sends raise :class:`zmq.Again`), never
+    lingers, finds dead peers by heartbeat and reconnects with back-off.
+
+    Raises:
+        ControlError: ``bad_address``.
+    """
+    global _context
+    if _context is None:
+        # Ours alone: a training process may use, and end, pyzmq's shared instance.
+        _context = zmq.Context()
+        _context.set(zmq.MAX_SOCKETS, 16_000)
+    socket = _context.socket(kind)
+    socket.linger = 0
+    socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+    socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+    if kind in (zmq.PUSH, zmq.DEALER):
+        socket.set(zmq.IMMEDIATE, 1)
+        socket.set(zmq.SNDHWM, hwm)
+    if kind in (zmq.SUB, zmq.DEALER):
+        socket.set(zmq.RCVHWM, hwm)
+    try:
+        socket.connect(address)
+    except zmq.ZMQError as error:
+        socket.close()
+        raise ControlError(
+            "bad_address",
+            f"{address!r} is no address to connect to ({error}); "
+            "expected for example tcp://127.0.0.1:5555 or ipc:///run/zmqtrack/control",
+        ) from None
+    return socket
+
+
+def resolve(advertised: str, control: str) -> str:
+    """The address under which to reach a socket that the daemon bound at ``advertised``.
+
+    A daemon that listens on all interfaces does not know by which of its names we reach it:
+    then the host is the one of the ``control`` address.
+    """
+    bound = urlsplit(advertised)
+    if bound.scheme == "tcp" and bound.netloc.rpartition(":")[0] in ("*", "0.0.0.0", "[::]"):
+        host = urlsplit(control).netloc.rpartition(":")[0]
+        return f"tcp://{host}:{bound.netloc.rpartition(':')[2]}"
+    return advertised
+
+
+class ControlClient:
+    """Asks a daemon and waits for the answer. Not for use by several threads at once."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._socket = connect(zmq.DEALER, address)
+        self._ids = itertools.count(1)
+
+    def request(self, op: str, timeout: float = 5.0, **fields: Any) -> dict[str, Any]:
+        """Send ``op`` and return the answer's map; extra frames under the key ``frames``.
+
+        Raises:
+            ControlError: ``unreachable`` or ``timeout``, or the reason of the refusal.
+        """
+        ident = next(self._ids)
+        deadline = time.monotonic() + timeout
+        self._socket.sndtimeo = max(0, int(timeout * 1000))
+        try:
+            self._socket.send(wire.encode_control(op, id=ident, **fields))
+        except zmq.Again:
+            raise ControlError(
+                "unreachable", f"no daemon answers at {self.address} (waited {timeout:g} s)"
+            ) from None
+        while (left := deadline - time.monotonic()) > 0:
+            if not self._socket.poll(max(1, int(left * 1000))):
+                break
+            first, *frames = self._socket.recv_multipart()
+            try:
+                answer = wire.decode_control(first)
+            except FrameError as error:
+                raise ControlError(error.reason, f"{self.address}: {error.detail}") from None
+            if answer.get("id") != ident:
+                continue  # the late answer to a request that was given up
+            if answer["op"] == "refused":
+                raise ControlError(str(answer.get("reason")), str(answer.get("detail")))
+            answer["frames"] = frames
+            return answer
+        raise ControlError("timeout", f"{self.address} did not answer {op!r} within {timeout:g} s")
+
+    def close(self) -> None:
+        self._socket.close()

@@ -1,0 +1,178 @@
+"""Go-back-N from one spool to the daemon: push within a window, drop what is acknowledged."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import zmq
+
+from . import wire
+from .control import connect, resolve
+from .errors import FrameError
+from .spool import Outgoing, Spool
+
+__all__ = ["Link"]
+
+log = logging.getLogger("zmqtrack")
+
+#: Most that is pushed and not yet acknowledged.
+WINDOW_BATCHES = 256
+WINDOW_BYTES = 16 << 20
+
+#: Without progress for so long (seconds, doubled up to the maximum) the daemon is greeted
+#: anew, and its answer says from where to go on.
+PATIENCE = 1.0
+PATIENCE_MAX = 8.0
+
+
+class Link:
+    """The sockets and the sending state of one spool. Touches no lock and starts no thread."""
+
+    def __init__(self, spool: Spool, address: str) -> None:
+        self.spool = spool
+        self.address = address
+        self.control = connect(zmq.DEALER, address)
+        self._ingest: zmq.Socket[bytes] | None = None
+        self._ingest_address = ""
+        self._epoch = b""
+        self._welcome = False
+        self._window: list[tuple[int, int]] = []  # (seq, bytes), pushed and unacknowledged
+        self._next: list[Outgoing] = []  # read from the spool, not yet pushed
+        self._patience = PATIENCE
+        self._due = 0.0  # when to greet the daemon (anew)
+        #: Records that the daemon refused for good, by reason.
+        self.rejected: dict[str, int] = {}
+
+    @property
+    def done(self) -> bool:
+        """All that is in the spool has been acknowledged."""
+        return self.spool.acked >= self.spool.last
+
+    def pump(self) -> None:
+        """Do all that can be done now without waiting."""
+        while self.control.poll(0):
+            try:
+                self._on_message(wire.decode_control(self.control.recv()))
+            except FrameError as error:
+                log.warning("ignoring an answer of %s: %s", self.address, error)
+        if not self._welcome or (self._window and time.monotonic() >= self._due):
+            self._greet()
+        if self._welcome:
+            self._push()
+
+    # --- what the daemon says --------------------------------------------------------------
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        handler = {
+            "welcome": self._on_welcome,
+            "ack": self._on_ack,
+            "resume": self._on_resume,
+            "reject": self._on_reject,
+            "refused": self._on_refused,
+        }.get(message["op"])
+        if handler and message.get("stream") == self.spool.stream:
+            handler(message)
+
+    def _on_welcome(self, message: dict[str, Any]) -> None:
+        if self._epoch and message["epoch"] != self._epoch:
+            log.warning(
+                "zmqtrack: the daemon at %s has a new journal; what it had acknowledged "
+                "before is no longer there to be replayed",
+                self.address,
+            )
+        self._epoch = message["epoch"]
+        ingest = resolve(message["ingest"], self.address)
+        if self._ingest is None or ingest != self._ingest_address:
+            if self._ingest is not None:
+                self._ingest.close()
+            self._ingest = connect(zmq.PUSH, ingest, hwm=WINDOW_BATCHES)
+            self._ingest_address = ingest
+        self._welcome = True
+        self._acknowledge(message["seq"])
+        self._go_back()
+
+    def _on_ack(self, message: dict[str, Any]) -> None:
+        self._acknowledge(message["seq"])
+
+    def _on_resume(self, message: dict[str, Any]) -> None:
+        self._acknowledge(message["seq"])
+        self._go_back()
+
+    def _on_reject(self, message: dict[str, Any]) -> None:
+        reason, records = str(message.get("reason")), int(message.get("records", 0))
+        if reason not in self.rejected:
+            log.warning(
+                "zmqtrack: the daemon refuses what run %s logged: %s: %s",
+                self.spool.run.run,
+                reason,
+                message.get("detail"),
+            )
+        self.rejected[reason] = self.rejected.get(reason, 0) + records
+        self._acknowledge(message["seq"])
+
+    def _on_refused(self, message: dict[str, Any]) -> None:
+        log.warning("zmqtrack: %s: %s", self.address, message.get("detail"))
+        self._patience = PATIENCE_MAX
+
+    # --- what we say -----------------------------------------------------------------------
+
+    def _greet(self) -> None:
+        now = time.monotonic()
+        if now < self._due:
+            return
+        hello = wire.encode_control(
+            "hello",
+            role="writer",
+            stream=self.spool.stream,
+            run=list(self.spool.run),
+            acked=self.spool.acked,
+        )
+        try:
+            self.control.send(hello, zmq.NOBLOCK)
+        except zmq.Again:
+            return  # nobody there yet: the next pump tries again, ZeroMQ reconnects by itself
+        self._due = now + self._patience
+        self._patience = min(2 * self._patience, PATIENCE_MAX)
+
+    def _push(self) -> None:
+        """Push batches until the window is full, the spool is empty or ZeroMQ says later."""
+        assert self._ingest is not None
+        in_flight = sum(size for _, size in self._window)
+        while len(self._window) < WINDOW_BATCHES:
+            if not self._next:
+                sent = self._window[-1][0] if self._window else self.spool.acked
+                self._next = self.spool.after(sent, limit=32)
+                if not self._next:
+                    return
+            batch = self._next[0]
+            if self._window and in_flight + len(batch.body) > WINDOW_BYTES:
+                return
+            frames = [wire.topic(batch.type), batch.header, batch.body]
+            try:
+                self._ingest.send_multipart(frames, zmq.NOBLOCK)
+            except zmq.Again:
+                if not self._window:  # nothing is on its way that could time out
+                    self._due = min(self._due, time.monotonic() + self._patience)
+                return
+            if not self._window:
+                self._due = time.monotonic() + self._patience
+            del self._next[0]
+            self._window.append((batch.seq, len(batch.body)))
+            in_flight += len(batch.body)
+
+    def _acknowledge(self, seq: int) -> None:
+        if seq > self.spool.acked:
+            self.spool.acknowledge(seq)
+            self._window = [entry for entry in self._window if entry[0] > seq]
+            self._patience = PATIENCE
+            self._due = time.monotonic() + self._patience
+
+    def _go_back(self) -> None:
+        self._window, self._next = [], []
+
+    def close(self) -> None:
+        self.control.close()
+        if self._ingest is not None:
+            self._ingest.close()

@@ -1,0 +1,501 @@
+"""``Run``: the neutral logging API that all writers stand on."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import operator
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+import msgpack
+
+from . import wire
+from .control import DEFAULT_ADDRESS
+from .errors import RunFinished
+from .histogram import summarise
+from .image import encode_image
+from .records import MAX_KEY, STATUSES, VOCABULARY, RunKey, as_number, check_name, check_type
+from .sender import Buffer, Entry, Sender
+from .spool import Spool, default_directory
+
+__all__ = ["Run", "init"]
+
+#: Records in the buffer at which a logging call waits (at most :data:`STALL`, in seconds)
+#: for the sender thread, which waits for nothing but the local disk.
+BUFFER_RECORDS = 500_000
+STALL = 1.0
+
+#: Bytes of large values after which a call waits likewise.
+BUFFER_BYTES = 32 << 20
+#: Most bytes in one value.
+MAX_VALUE = wire.MAX_BODY // 2
+
+#: A file travels in pieces of so many bytes.
+PIECE = 512 << 10
+
+_now = time.time
+
+
+def init(
+    experiment: str | None = None,
+    run: str | None = None,
+    site: str | None = None,
+    address: str | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    flush_interval: float = 0.05,
+    exit_timeout: float = 5.0,
+    codec: str = "none",
+    spool_dir: str | os.PathLike[str] | None = None,
+) -> Run:
+    """Begin to log as ``site`` in ``run`` of ``experiment``; returns at once.
+
+    No network is touched here: a sender thread connects when the daemon can be reached.
+
+    Args:
+        experiment: groups runs; ``ZMQTRACK_EXPERIMENT``, else ``"default"``.
+        run: one training job, the same name at every site of it; ``ZMQTRACK_RUN``, else a
+            new name of date, time and a few random letters.
+        site: who logs; ``ZMQTRACK_SITE``, else the host's name.
+        address: the daemon's control address; ``ZMQTRACK_ADDRESS``, else
+            ``tcp://127.0.0.1:5555``.
+        config: logged as params.
+        flush_interval: seconds between two looks into the buffer; 0: each call at once.
+        exit_timeout: seconds that ``finish`` (also at exit) may take to deliver what is left.
+        codec: ``"zstd"`` compresses batches (needs the package zstandard here and there).
+        spool_dir: where what is undelivered is kept; ``ZMQTRACK_SPOOL_DIR``, else among the
+            user's state files.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be used.
+        SpoolError: ``spool_dir`` cannot be written.
+    """
+    environ = os.environ.get
+    key = RunKey(
+        check_name("experiment", experiment or environ("ZMQTRACK_EXPERIMENT") or "default"),
+        check_name("run", run or environ("ZMQTRACK_RUN") or _new_name()),
+        check_name("site", site or environ("ZMQTRACK_SITE") or socket.gethostname()),
+    )
+    if codec not in wire.CODECS:
+        raise ValueError(f"codec {codec!r} is unknown; known are {', '.join(wire.CODECS)}")
+    if codec == "zstd":
+        import zstandard  # noqa: F401 -- fail here, not in the sender thread
+    new = Run(
+        key,
+        address or environ("ZMQTRACK_ADDRESS") or DEFAULT_ADDRESS,
+        Path(spool_dir).absolute() if spool_dir is not None else default_directory(),
+        exit_timeout=float(exit_timeout),
+        sender_options={"flush_interval": float(flush_interval), "codec": wire.CODECS[codec]},
+    )
+    if config:
+        new.log_params(config)
+    return new
+
+
+class Run:
+    """One site's life in one training job. Made by :func:`init`; safe to use from any thread.
+
+    Times are seconds since the epoch, taken at the call unless given. Steps are integers,
+    may repeat and go back, and may be left out.
+    """
+
+    def __init__(
+        self,
+        key: RunKey,
+        address: str,
+        spool_dir: Path,
+        *,
+        exit_timeout: float,
+        sender_options: dict[str, Any],
+    ) -> None:
+        self.key = key
+        self.address = address
+        self.exit_timeout = exit_timeout
+        self._spool_dir = spool_dir
+        self._options = sender_options
+        self._finished = False
+        self._lock = threading.Lock()
+        self._keys: set[str] = set()  # known to be good names of metrics
+        self._large = 0  # bytes of large values since the last wait for the disk
+        self._stalled = -math.inf  # when the disk last kept a call waiting in vain
+        self._owner = os.getpid()
+        self._start()
+        facts = {"host": socket.gethostname(), "pid": os.getpid(), "python": sys.version.split()[0]}
+        self._append(("run", "start", facts, None, _now()))
+        _live.add(self)
+        _hook_exits()
+
+    def _start(self) -> None:
+        """A new stream: spool, buffer and sender thread."""
+        self._buffer: Buffer = Buffer()
+        self._sender = Sender(
+            Spool.create(self._spool_dir, self.key, self.address), self._buffer, **self._options
+        )
+        self._append: Callable[[Entry], None] = self._buffer.append
+        if self._options["flush_interval"] == 0:
+            self._append = self._append_and_wake
+        self._sender.start()
+
+    # --- logging ------------------------------------------------------------------------------
+
+    def log_metric(
+        self, key: str, value: Any, step: int | None = None, time: float | None = None
+    ) -> None:
+        """Log one number.
+
+        Raises:
+            TypeError: ``value`` is no number (see :func:`zmqtrack.records.as_number`), ``step``
+                no integer, or ``key`` no string.
+            RunFinished: the run has been finished.
+        """
+        if value.__class__ is not float:
+            value = as_number(key, value)
+        if step.__class__ is not int and step is not None:
+            step = _as_step(key, step)
+        if key not in self._keys:
+            self._new_key(key)
+        self._append(("metric", key, value, step, _now() if time is None else float(time)))
+        if len(self._buffer) > BUFFER_RECORDS:
+            self._stall()
+
+    def log_metrics(
+        self, metrics: Mapping[str, Any], step: int | None = None, time: float | None = None
+    ) -> None:
+        """Log several numbers with one step and one time; all of them or, on an error, none."""
+        when = _now() if time is None else float(time)
+        numbers = [(check_name("key", k, MAX_KEY), as_number(k, v)) for k, v in metrics.items()]
+        for key, value in numbers:
+            self.log_metric(key, value, step, when)
+
+    def log_param(self, key: str, value: Any) -> None:
+        """Log a parameter: text, number, bool, None, or lists and dicts of those.
+
+        What is none of those is logged as its ``str``.
+        """
+        self._log("param", key, _plain(value, fallback=str), None, None)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        for key, value in params.items():
+            self.log_param(key, value)
+
+    def set_tag(self, key: str, value: Any) -> None:
+        """Set a tag; the value is logged as its ``str``."""
+        self._log("tag", key, str(value), None, None)
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        for key, value in tags.items():
+            self.set_tag(key, value)
+
+    def log_text(
+        self, key: str, text: str, step: int | None = None, time: float | None = None
+    ) -> None:
+        """Log text under a name or a path (``"notes/readme.md"``)."""
+        if not isinstance(text, str):
+            raise TypeError(f"text {key!r}: expected a string, got {type(text).__name__}")
+        self._log("text", key, text, step, time)
+
+    def log_image(
+        self,
+        key: str,
+        image: Any,
+        step: int | None = None,
+        time: float | None = None,
+        dataformats: str | None = None,
+    ) -> None:
+        """Log an image: encoded bytes, a path, a PIL image, a figure, an array or a tensor.
+
+        See :func:`zmqtrack.image.encode_image` for shapes, ``dataformats`` and errors.
+        """
+        self._log("image", key, encode_image(image, dataformats), step, time)
+
+    def log_histogram(
+        self,
+        key: str,
+        values: Any,
+        step: int | None = None,
+        time: float | None = None,
+        bins: int = 64,
+    ) -> None:
+        """Log the distribution of ``values``: numbers in any nesting, an array or a tensor.
+
+        See :func:`zmqtrack.histogram.summarise`; its result is taken too.
+        """
+        summary = values if isinstance(values, dict) else summarise(values, bins)
+        self._log("histogram", key, summary, step, time)
+
+    def log_artifact(
+        self, path: str | os.PathLike[str], name: str | None = None, step: int | None = None
+    ) -> None:
+        """Log a file, or all files below a folder, under ``name`` (default: its own name).
+
+        The content is read now, in pieces. Waits for the local disk if the file is large,
+        never for the network.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        source = Path(path)
+        name = name or source.name
+        files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
+        for file in files:
+            key = f"{name}/{file.relative_to(source).as_posix()}" if source.is_dir() else name
+            self._log_file(key, file, step)
+
+    def log_line(self, text: str, stream: str = "stdout") -> None:
+        """Log a line of output (data type ``log``)."""
+        self._log("log", stream, text, None, None)
+
+    def log(
+        self,
+        data_type: str,
+        key: str,
+        value: Any,
+        step: int | None = None,
+        time: float | None = None,
+    ) -> None:
+        """Log a record of a data type of your own, say ``confusion_matrix``.
+
+        The value may be what msgpack carries (numbers, text, bytes, bools, None, lists, dicts)
+        and arrays, which become lists.
+
+        Raises:
+            TypeError: something else is in it.
+            ValueError: the data type's name is built in (use its method) or cannot name one.
+        """
+        if check_type(data_type) in VOCABULARY:
+            raise ValueError(f"{data_type!r} is built in: use the method for it")
+        self._log(data_type, key, _plain(value), step, time)
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def flush(self, timeout: float | None = 10.0) -> bool:
+        """Wait until what was logged is on this machine's disk, from where it will be sent.
+
+        After it returned True, no crash of any process on the way can lose it. It does not
+        wait for the network. False if it took longer than ``timeout`` seconds.
+        """
+        return True if self._finished else self._sender.flush(timeout)
+
+    def finish(self, status: str = "finished", timeout: float | None = None) -> None:
+        """End the run and deliver what is left, within ``exit_timeout`` seconds.
+
+        What could not be delivered stays in the spool, one line says so, and the next run on
+        this machine sends it. A second call does nothing.
+
+        Raises:
+            ValueError: the status is not one of finished, failed, killed.
+        """
+        if status not in STATUSES:
+            raise ValueError(f"status {status!r} is unknown; known are {', '.join(STATUSES)}")
+        with self._lock:
+            if self._finished:
+                return
+            self._finished = True
+        _live.discard(self)
+        if self._append == self._begin_in_child:
+            return  # a forked child that never logged
+        deadline = time.monotonic() + (self.exit_timeout if timeout is None else timeout)
+        self._append = self._refuse
+        # The end is a batch of its own, after all others.
+        self._sender.flush(max(0.0, deadline - time.monotonic()))
+        if os.getpid() == self._owner:
+            self._buffer.append(("run", "end", status, None, _now()))
+        left = self._sender.stop(max(0.0, deadline - time.monotonic()))
+        if left:
+            print(
+                f"zmqtrack: {left} records of run {self.key.run!r} (site {self.key.site!r}) are "
+                f"not yet delivered to {self.address}; they are kept in {self._spool_dir} and "
+                "the next run on this machine sends them",
+                file=sys.stderr,
+            )
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.finish("finished" if kind is None else "failed")
+
+    def __repr__(self) -> str:
+        return f"<zmqtrack.Run {'/'.join(self.key)} → {self.address}>"
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _log(
+        self, data_type: str, key: str, value: Any, step: int | None, time: float | None
+    ) -> None:
+        check_name("key", key, MAX_KEY)
+        if step.__class__ is not int and step is not None:
+            step = _as_step(key, step)
+        size = len(value) if isinstance(value, (str, bytes)) else 0
+        if size > MAX_VALUE:
+            raise ValueError(
+                f"{data_type} {key!r} has {size} bytes; at most {MAX_VALUE} are allowed. "
+                "Log it as an artifact"
+            )
+        self._append((data_type, key, value, step, _now() if time is None else float(time)))
+        self._large += size
+        if self._large > BUFFER_BYTES or len(self._buffer) > BUFFER_RECORDS:
+            self._stall()
+
+    def _log_file(self, key: str, path: Path, step: int | None) -> None:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            when, offset = _now(), 0  # one time for all pieces: it tells this file from others
+            while True:
+                piece = file.read(min(PIECE, size - offset))
+                if len(piece) < min(PIECE, size - offset):
+                    raise OSError(f"{path} became shorter while it was read")
+                self._log("artifact", key, [offset, size, piece], step, when)
+                offset += len(piece)
+                self._large += len(piece)
+                if offset >= size:
+                    return
+
+    def _new_key(self, key: str) -> None:
+        check_name("key", key, MAX_KEY)
+        if len(self._keys) < 100_000:
+            self._keys.add(key)
+
+    def _stall(self) -> None:
+        """The buffer is full: let the sender thread catch up, and shed if it cannot.
+
+        It waits for the local disk alone. When even that hangs, calls wait no more than
+        :data:`STALL` every ten seconds, and what does not fit is counted.
+        """
+        self._large = 0
+        if time.monotonic() - self._stalled > 10 * STALL:
+            if self._sender.flush(STALL):
+                return
+            self._stalled = time.monotonic()
+        if len(self._buffer) > BUFFER_RECORDS:
+            try:
+                self._buffer.pop()
+                self._sender.lost.append("buffer_full")
+            except IndexError:
+                pass  # the sender emptied it just now
+
+    def _append_and_wake(self, record: Entry) -> None:
+        self._buffer.append(record)
+        self._sender.wake()
+
+    def _refuse(self, record: Entry) -> NoReturn:
+        raise RunFinished(f"run {self.key.run!r} is finished: nothing more can be logged to it")
+
+    # --- fork: a child that logs gets a stream of its own; one that does not, costs nothing ----
+
+    def _after_fork(self) -> None:
+        self._sender.abandon()
+        self._lock = threading.Lock()
+        self._append = self._begin_in_child
+
+    def _begin_in_child(self, record: Entry) -> None:
+        with self._lock:
+            if self._append == self._begin_in_child:
+                self._start()
+                if "multiprocessing" in sys.modules:  # such children skip atexit
+                    from multiprocessing import util
+
+                    util.Finalize(None, self.finish, exitpriority=100)
+        self._append(record)
+
+
+#: Runs to be finished at exit. Strong references: a run that the program forgot is still sent.
+_live: set[Run] = set()
+_status = "finished"
+_hooked = False
+
+
+def _finish_all(status: str | None = None) -> None:
+    for run in list(_live):
+        run.finish(status or _status)
+
+
+def _after_fork_in_child() -> None:
+    for run in _live:
+        run._after_fork()
+
+
+atexit.register(_finish_all)
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _hook_exits() -> None:
+    """Notice how the program ends: by an exception, or by SIGTERM if nobody else handles it."""
+    global _hooked
+    if _hooked:
+        return
+    _hooked = True
+    previous = sys.excepthook
+
+    def excepthook(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        global _status
+        _status = "killed" if issubclass(kind, KeyboardInterrupt) else "failed"
+        previous(kind, error, traceback)
+
+    sys.excepthook = excepthook
+
+    def on_sigterm(number: int, frame: FrameType | None) -> None:
+        _finish_all("killed")
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    ):
+        signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _new_name() -> str:
+    return f"run-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def _as_step(key: str, step: Any) -> int:
+    """Steps come as NumPy integers and tensors too."""
+    try:
+        if isinstance(step, float) and step.is_integer():
+            return int(step)
+        item = getattr(step, "item", None)
+        return operator.index(item() if callable(item) else step)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"step of {key!r}: expected an integer, got {type(step).__name__} {step!r:.60}"
+        ) from None
+
+
+def _plain(value: Any, fallback: Callable[[Any], Any] | None = None) -> Any:
+    """A copy of ``value`` in msgpack's types; arrays become lists."""
+
+    def convert(other: Any) -> Any:
+        for name in ("tolist", "item"):
+            method = getattr(other, name, None)
+            if callable(method):
+                return method()
+        if fallback is not None:
+            return fallback(other)
+        raise TypeError(f"{type(other).__name__} cannot be logged; convert it to numbers or text")
+
+    try:
+        packed = msgpack.packb(value, default=convert)
+        if len(packed) > MAX_VALUE:
+            raise ValueError(f"the value has {len(packed)} bytes; at most {MAX_VALUE} are allowed")
+        return msgpack.unpackb(packed, strict_map_key=False)
+    except (OverflowError, RecursionError) as error:
+        raise TypeError(f"the value cannot be logged: {error}") from None

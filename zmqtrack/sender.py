@@ -1,0 +1,230 @@
+"""The thread between the training loop and the daemon: buffer → batch → spool → push."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import zmq
+
+from . import wire
+from .errors import SpoolError
+from .link import Link
+from .records import Record
+from .spool import Outgoing, Spool, orphans
+
+__all__ = ["Buffer", "Entry", "Sender"]
+
+log = logging.getLogger("zmqtrack")
+
+#: What a logging call appends to: (data type, key, value, step, time). A deque, because its
+#: append and popleft are atomic: nothing is swapped under a caller's feet.
+Entry = tuple[str, str, Any, "int | None", float]
+Buffer = collections.deque[Entry]
+
+#: A batch is closed at so many records or (about) bytes.
+BATCH_RECORDS = 4096
+BATCH_BYTES = 1 << 20
+
+#: Between two looks for outboxes that crashed processes left, in seconds.
+ADOPT_INTERVAL = 30.0
+
+
+class Sender(threading.Thread):
+    """Empties ``buffer`` every ``flush_interval`` seconds into ``spool`` and on to the daemon.
+
+    It also adopts the outboxes that earlier processes left in the same folder for the same
+    address, and sends them.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        buffer: Buffer,
+        flush_interval: float,
+        *,
+        codec: int = wire.CODEC_PLAIN,
+        spool_bytes: int = 1 << 30,
+        keep: str = "newest",
+    ) -> None:
+        super().__init__(name=f"zmqtrack-{spool.run.run}", daemon=True)
+        #: One reason for each record that had to be given up before it was packed.
+        self.lost: collections.deque[str] = collections.deque()
+        self._spool = spool
+        self._buffer = buffer
+        self._interval = flush_interval
+        self._codec = codec
+        self._spool_bytes = spool_bytes
+        self._keep = keep
+        self._unspooled: list[tuple[str, int, bytes]] = []  # packed, but the disk refused it
+        self._flushes: list[threading.Event] = []
+        self._deadline: float | None = None
+        self._adopt_due = 0.0
+        self._said: set[str] = set()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._links: list[Link] = []
+
+    # --- called from other threads ----------------------------------------------------------
+
+    def wake(self) -> None:
+        """Do not wait for the flush interval to pass."""
+        try:
+            os.write(self._wake_write, b"\0")
+        except (BlockingIOError, OSError):
+            pass  # it is awake already, or has ended
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all that was logged before is on disk; False if it took too long."""
+        done = threading.Event()
+        self._flushes.append(done)
+        self.wake()
+        if not self.is_alive():
+            return done.is_set()
+        return done.wait(timeout)
+
+    def stop(self, timeout: float) -> int:
+        """Deliver what is left within ``timeout`` seconds; returns the records that remain."""
+        self._deadline = time.monotonic() + timeout
+        self.wake()
+        self.join(timeout + 2.0)  # a hung disk must not hold up the exit either
+        return self._remaining
+
+    # --- the thread -------------------------------------------------------------------------
+
+    _remaining = 0
+
+    def run(self) -> None:
+        own = Link(self._spool, self._spool.address)
+        self._links = [own]
+        try:
+            while True:
+                self._wait()
+                deadline = self._deadline  # read first: nothing is logged after it is set
+                flushes, self._flushes = self._flushes, []
+                self._pack()
+                if self._store():
+                    for event in flushes:
+                        event.set()
+                else:
+                    self._flushes = flushes + self._flushes
+                self._adopt()
+                for link in self._links:
+                    link.pump()
+                self._release(own)
+                if deadline is not None and (
+                    (own.done and not self._unspooled) or time.monotonic() >= deadline
+                ):
+                    break
+        finally:
+            self._remaining = self._spool.pending() + sum(n for _, n, _ in self._unspooled)
+            for link in self._links:
+                link.close()
+                link.spool.close()
+            os.close(self._wake_read)
+
+    def _wait(self) -> None:
+        """Until an answer comes, somebody wakes us, or the flush interval has passed."""
+        poller = zmq.Poller()
+        poller.register(self._wake_read, zmq.POLLIN)
+        for link in self._links:
+            poller.register(link.control, zmq.POLLIN)
+        # Without a flush interval callers wake us; the tick is for time-outs then.
+        ready = dict(poller.poll(int(1000 * (self._interval or 0.05))))
+        if self._wake_read in ready:
+            os.read(self._wake_read, 4096)
+
+    def _pack(self) -> None:
+        """Take all records out of the buffer and pack them, by data type."""
+        take = self._buffer.popleft
+        groups: dict[str, list[Any]] = {}
+        for _ in range(len(self._buffer)):
+            data_type, *record = take()
+            try:
+                groups[data_type].append(record)
+            except KeyError:
+                groups[data_type] = [record]
+        if self.lost:
+            # What could not be kept is told in its place, so that the daemon can count it.
+            lost = collections.Counter(self.lost.popleft() for _ in range(len(self.lost)))
+            groups["lost"] = [[reason, n, None, time.time()] for reason, n in lost.items()]
+        for data_type, records in groups.items():
+            for start in range(0, len(records), BATCH_RECORDS):
+                for count, body in self._bodies(records[start : start + BATCH_RECORDS]):
+                    self._unspooled.append((data_type, count, body))
+
+    def _bodies(self, records: list[Record]) -> Iterator[tuple[int, bytes]]:
+        """Pack records into as few bodies as the size limits allow."""
+        body = wire.encode_body(records, self._codec)
+        if len(records) > 1 and len(body) > BATCH_BYTES:
+            middle = len(records) // 2
+            yield from self._bodies(records[:middle])
+            yield from self._bodies(records[middle:])
+        else:
+            yield len(records), body
+
+    def _store(self) -> bool:
+        """Commit what is packed to the spool; False (and kept) if the disk refuses it."""
+        if not self._unspooled:
+            return True
+        run = self._spool.run
+        batches = []
+        for seq, (data_type, count, body) in enumerate(self._unspooled, self._spool.last + 1):
+            header = wire.Header(self._spool.stream, seq, run, count, self._codec)
+            batches.append(Outgoing(seq, data_type, count, wire.encode_header(header), body))
+        try:
+            self._spool.append(batches)
+        except sqlite3.Error as error:
+            self._say_once("spool", f"cannot write {self._spool.path}: {error}; trying again")
+            return False
+        self._said.discard("spool")
+        self._unspooled = []
+        return True
+
+    def _adopt(self) -> None:
+        """Take over one outbox that an earlier process left, if there is one."""
+        if time.monotonic() < self._adopt_due or len(self._links) > 1:
+            return
+        self._adopt_due = time.monotonic() + ADOPT_INTERVAL
+        for path in orphans(self._spool.path.parent):
+            if path == self._spool.path:
+                continue
+            try:
+                spool = Spool.open(path)
+            except SpoolError as error:
+                log.debug("not adopted: %s", error)
+                continue
+            if spool.address != self._spool.address:
+                spool.close()
+                continue
+            self._links.append(Link(spool, spool.address))
+            return
+
+    def _release(self, own: Link) -> None:
+        """Let go of adopted outboxes that are empty, and look for the next one."""
+        for link in [link for link in self._links if link is not own and link.done]:
+            link.close()
+            link.spool.close()
+            self._links.remove(link)
+            self._adopt_due = 0.0
+
+    def _say_once(self, topic: str, message: str) -> None:
+        if topic not in self._said:
+            self._said.add(topic)
+            log.warning("zmqtrack: %s", message)
+
+    def abandon(self) -> None:
+        """In a forked child, where this thread does not exist: leave the parent's things alone."""
+        for link in self._links:
+            link.spool.abandon()
+        if not self._links:
+            self._spool.abandon()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
