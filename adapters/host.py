@@ -75,7 +75,7 @@ class Host:
         self._live: dict[int, tuple[str, bytes, bytes]] = {}  # published, not yet confirmed whole
         self._gathered: list[tuple[str, bytes, bytes]] = []
         self._gathered_bytes = 0
-        self._dead: list[dict[str, Any]] = []
+        self._dead: list[tuple[str, str, bytes, bytes]] = []  # type, reason, header, body
         self._state, self._detail = "starting", ""
         self._reported = 0.0
 
@@ -129,7 +129,7 @@ class Host:
         for data_type in self._types if self._types is not None else [""]:
             self._sub.subscribe(wire.topic(data_type) if data_type else b"")
         self._sub.subscribe(wire.topic("head"))
-        return bytes(answer["note"])
+        return bytes(answer["frames"][0])
 
     def _gather(self) -> None:
         """Collect batches for one delivery: until the flush interval is over, or it is enough."""
@@ -292,9 +292,12 @@ class Host:
             name=self._name,
             session=self._session,
             offset=self._position,
-            note=self._adapter.note(),
+            frames=[
+                self._adapter.note(),
+                *(frame for letter in self._dead for frame in letter[2:]),
+            ],
             counters=self._context.counters,
-            dead=self._dead or None,
+            dead=[letter[:2] for letter in self._dead],
             state=self._state,
             detail=self._detail,
         )
@@ -333,11 +336,9 @@ class Host:
     def _bury(self, data_type: str, header: bytes, body: bytes, reason: str, n: int) -> None:
         """Put it among the dead letters, which are stored together with the cursor."""
         self._context.count("dead_letters", n)
-        self._dead.append(
-            {"type": data_type, "header": header, "body": body, "reason": reason[:2000]}
-        )
+        self._dead.append((data_type, reason[:2000], header, body))
 
-    def _ask(self, op: str, **fields: Any) -> dict[str, Any]:
+    def _ask(self, op: str, frames: Sequence[bytes] = (), **fields: Any) -> dict[str, Any]:
         """A request that must succeed: waits for a daemon that is away.
 
         Raises:
@@ -347,7 +348,7 @@ class Host:
         said = False
         while True:
             try:
-                return self._control.request(op, timeout=2.0, **fields)
+                return self._control.request(op, timeout=2.0, frames=frames, **fields)
             except ControlError as error:
                 if error.reason == "superseded":
                     raise Superseded(str(error)) from None

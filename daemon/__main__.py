@@ -72,7 +72,8 @@ def serve(config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _: stopping.append(received))
     journal = Journal(config.daemon.state_dir)
-    broker = Broker(config.daemon, journal)
+    names = [str(adapter.name) for adapter in config.adapters]
+    broker = Broker(config.daemon, journal, names)
     address = broker.control_address
     (config.daemon.state_dir / "address").write_text(address + "\n")
     children = Supervisor(

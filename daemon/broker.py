@@ -7,6 +7,7 @@ import logging
 import math
 import sqlite3
 import time
+from collections.abc import Collection
 from typing import Any
 
 import zmq
@@ -38,11 +39,15 @@ LOG_INTERVAL = 10.0
 class Broker:
     """Binds the three sockets; :meth:`step` is the loop's body.
 
+    ``adapters`` names those that are configured: a drain waits for them.
+
     Raises:
         ZMQTrackError: an address cannot be bound.
     """
 
-    def __init__(self, config: DaemonConfig, journal: Journal) -> None:
+    def __init__(
+        self, config: DaemonConfig, journal: Journal, adapters: Collection[str] = ()
+    ) -> None:
         assert config.ingest is not None and config.publish is not None
         self.config = config
         self.journal = journal
@@ -55,7 +60,7 @@ class Broker:
         self._router, self.control_address = self._bind(zmq.ROUTER, config.control)
         self._pull, self.ingest_address = self._bind(zmq.PULL, config.ingest)
         self._xpub, self.publish_address = self._bind(zmq.XPUB, config.publish)
-        self._control = Control(self)
+        self._control = Control(self, adapters)
         self._poller = zmq.Poller()
         for socket in (self._router, self._pull, self._xpub):
             self._poller.register(socket, zmq.POLLIN)
@@ -125,6 +130,8 @@ class Broker:
         if len(frames) != 3:
             raise FrameError("bad_frames", f"{len(frames)} frames; a batch has 3")
         data_type = wire.decode_topic(frames[0])
+        if data_type == "head":
+            raise FrameError("bad_type", "'head' is the daemon's own word")
         header = wire.decode_header(frames[1])
         self.received += 1
         known = self.journal.stream(header.stream)

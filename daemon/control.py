@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zmqtrack import __version__, wire
@@ -24,7 +24,9 @@ PAGE_BYTES = 8 << 20
 class Control:
     """Serves requests; knows the adapters that have introduced themselves."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, required: Collection[str]) -> None:
+        self._required = frozenset(required)
+        self._drains: list[tuple[int, bytes, dict[str, Any]]] = []  # (offset, who asks, request)
         self._broker = broker
         self._journal = broker.journal
         #: What each adapter last said of itself.
@@ -36,6 +38,7 @@ class Control:
             "commit": self._commit,
             "report": self._report,
             "status": self._status,
+            "drain": self._drain,
         }
 
     def serve(self, limit: int = 200) -> None:
@@ -45,9 +48,11 @@ class Control:
             if frames is None:
                 return
             try:
-                if len(frames) != 2:
-                    raise FrameError("bad_control", f"{len(frames) - 1} frames; a request has 1")
-                self._handle(frames[0], wire.decode_control(frames[1]))
+                if len(frames) < 2:
+                    raise FrameError("bad_control", "an empty request")
+                request = wire.decode_control(frames[1])
+                request["frames"] = frames[2:]
+                self._handle(frames[0], request)
             except FrameError as error:
                 self._broker.refuse_control(error)
                 self._refuse(frames[0], {}, error.reason, error.detail)
@@ -128,7 +133,7 @@ class Control:
             after_commit=True,
             session=cursor.session,
             offset=cursor.offset,
-            note=cursor.note,
+            frames=[cursor.note],
             counters=cursor.counters,
             epoch=self._journal.epoch,
             head=self._journal.head,
@@ -142,15 +147,15 @@ class Control:
             types = [check_type(name) for name in types]
         max_bytes = min(int(request.get("max_bytes", PAGE_BYTES)), PAGE_BYTES)
         page, upto = self._journal.read(int(request["after"]), types, max_bytes)
-        first = wire.encode_control(
+        self._answer(
+            identity,
+            request,
             "page",
-            id=request.get("id"),
+            frames=[part for entry in page for part in (entry.header, entry.body)],
             types=[entry.type for entry in page],
             upto=upto,
             head=self._journal.head,
         )
-        frames = [part for entry in page for part in (entry.header, entry.body)]
-        self._broker.reply([identity, first, *frames])
 
     def _commit(self, identity: bytes, request: dict[str, Any]) -> None:
         """The tracker has confirmed all up to ``offset``: keep that, durably, then answer."""
@@ -158,20 +163,21 @@ class Control:
         cursor = self._current(name, request["session"])
         now = time.time()
         counters = {str(k): int(v) for k, v in request["counters"].items()}
+        note, *letters = request["frames"]
         offset = int(request["offset"])
         if not cursor.offset <= offset <= self._journal.head:
             raise ControlError(
                 "bad_offset", f"{offset} is not from {cursor.offset} to {self._journal.head}"
             )
-        self._journal.set_cursor(
-            name, Cursor(offset, cursor.session, bytes(request["note"]), counters, now)
-        )
-        for letter in request.get("dead", ()):
-            self._journal.bury(
-                name, letter["type"], letter["header"], letter["body"], letter["reason"], now
-            )
+        self._journal.set_cursor(name, Cursor(offset, cursor.session, note, counters, now))
+        dead = request["dead"]
+        for (data_type, reason), header, body in zip(
+            dead, letters[::2], letters[1::2], strict=True
+        ):
+            self._journal.bury(name, data_type, header, body, reason, now)
         self._note_state(name, request)
         self._answer(identity, request, "committed", after_commit=True, head=self._journal.head)
+        self._answer_drains()
 
     def _report(self, identity: bytes, request: dict[str, Any]) -> None:
         self._current(request["name"], request["session"])
@@ -232,6 +238,21 @@ class Control:
             ],
         )
 
+    def _drain(self, identity: bytes, request: dict[str, Any]) -> None:
+        """Answers once every adapter has committed all that is journalled at this moment."""
+        self._drains.append((self._journal.head, identity, request))
+        self._drains = self._drains[-100:]  # who asks again has given the older one up
+        self._answer_drains()
+
+    def _answer_drains(self) -> None:
+        if not self._drains:
+            return
+        offsets = {name: cursor.offset for name, cursor in self._journal.cursors()}
+        slowest = min((offsets.get(name, 0) for name in self._required), default=self._journal.head)
+        for drain in [drain for drain in self._drains if drain[0] <= slowest]:
+            self._drains.remove(drain)
+            self._answer(drain[1], drain[2], "drained", after_commit=True, head=drain[0])
+
     # --- answers ------------------------------------------------------------------------------
 
     def _answer(
@@ -241,10 +262,11 @@ class Control:
         op: str,
         *,
         after_commit: bool = False,
+        frames: Sequence[bytes] = (),
         **fields: Any,
     ) -> None:
         message = wire.encode_control(op, id=request.get("id"), **fields)
-        self._broker.reply([identity, message], after_commit=after_commit)
+        self._broker.reply([identity, message, *frames], after_commit=after_commit)
 
     def _refuse(self, identity: bytes, request: dict[str, Any], reason: str, detail: str) -> None:
         self._answer(

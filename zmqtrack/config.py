@@ -10,12 +10,11 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from .control import DEFAULT_ADDRESS
+from .control import DEFAULT_ADDRESS, check_address
 from .errors import ConfigError
 from .records import check_type
 
@@ -51,24 +50,6 @@ def _size(value: Any) -> int:
     return int(float(match[1]) * _BYTES[match[2]])
 
 
-def _address(value: Any) -> str:
-    if isinstance(value, str):
-        parts = urlsplit(value)
-        host, _, port = parts.netloc.rpartition(":")
-        if parts.scheme == "ipc" and (parts.netloc + parts.path).strip("/"):
-            return value
-        if parts.scheme == "tcp" and host and port.isdigit() and int(port) < 65536:
-            return value
-    raise ValueError(
-        f"{value!r} is no address; write for example tcp://127.0.0.1:5555 or "
-        "ipc:///run/zmqtrack/control"
-    )
-
-
-def _topic(value: Any) -> str:
-    return check_type(value)
-
-
 def _adapter_name(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
         return value
@@ -77,8 +58,8 @@ def _adapter_name(value: Any) -> str:
 
 Duration = Annotated[float, BeforeValidator(_duration)]
 Size = Annotated[int, BeforeValidator(_size)]
-Address = Annotated[str, BeforeValidator(_address)]
-Topic = Annotated[str, BeforeValidator(_topic)]
+Address = Annotated[str, BeforeValidator(check_address)]
+Topic = Annotated[str, BeforeValidator(check_type)]
 Name = Annotated[str, BeforeValidator(_adapter_name)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,7 +14,7 @@ import zmq
 from . import wire
 from .errors import ControlError, FrameError
 
-__all__ = ["DEFAULT_ADDRESS", "ControlClient", "connect", "resolve"]
+__all__ = ["DEFAULT_ADDRESS", "ControlClient", "check_address", "connect", "resolve"]
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
 
@@ -44,7 +45,7 @@ def connect(kind: int, address: str, hwm: int = 1000) -> zmq.Socket[bytes]:
     lingers, finds dead peers by heartbeat and reconnects with back-off.
 
     Raises:
-        ControlError: ``bad_address``.
+        ValueError: ``address`` is none.
     """
     global _context
     if _context is None:
@@ -62,16 +63,27 @@ def connect(kind: int, address: str, hwm: int = 1000) -> zmq.Socket[bytes]:
         socket.set(zmq.SNDHWM, hwm)
     if kind in (zmq.SUB, zmq.DEALER):
         socket.set(zmq.RCVHWM, hwm)
-    try:
-        socket.connect(address)
-    except zmq.ZMQError as error:
-        socket.close()
-        raise ControlError(
-            "bad_address",
-            f"{address!r} is no address to connect to ({error}); "
-            "expected for example tcp://127.0.0.1:5555 or ipc:///run/zmqtrack/control",
-        ) from None
+    socket.connect(check_address(address))
     return socket
+
+
+def check_address(address: object) -> str:
+    """Return ``address`` if it is one of ZeroMQ's over TCP or a local socket.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(address, str):
+        parts = urlsplit(address)
+        host, _, port = parts.netloc.rpartition(":")
+        if parts.scheme == "ipc" and (parts.netloc + parts.path).strip("/"):
+            return address
+        if parts.scheme == "tcp" and host and port.isdigit() and int(port) < 65536:
+            return address
+    raise ValueError(
+        f"{address!r:.200} is no address; write for example tcp://127.0.0.1:5555 or "
+        "ipc:///run/zmqtrack/control"
+    )
 
 
 def resolve(advertised: str, control: str) -> str:
@@ -95,8 +107,10 @@ class ControlClient:
         self._socket = connect(zmq.DEALER, address)
         self._ids = itertools.count(1)
 
-    def request(self, op: str, timeout: float = 5.0, **fields: Any) -> dict[str, Any]:
-        """Send ``op`` and return the answer's map; extra frames under the key ``frames``.
+    def request(
+        self, op: str, timeout: float = 5.0, frames: Sequence[bytes] = (), **fields: Any
+    ) -> dict[str, Any]:
+        """Send ``op`` and return the answer's map; its further frames under the key ``frames``.
 
         Raises:
             ControlError: ``unreachable`` or ``timeout``, or the reason of the refusal.
@@ -105,7 +119,7 @@ class ControlClient:
         deadline = time.monotonic() + timeout
         self._socket.sndtimeo = max(0, int(timeout * 1000))
         try:
-            self._socket.send(wire.encode_control(op, id=ident, **fields))
+            self._socket.send_multipart([wire.encode_control(op, id=ident, **fields), *frames])
         except zmq.Again:
             raise ControlError(
                 "unreachable", f"no daemon answers at {self.address} (waited {timeout:g} s)"
@@ -113,7 +127,7 @@ class ControlClient:
         while (left := deadline - time.monotonic()) > 0:
             if not self._socket.poll(max(1, int(left * 1000))):
                 break
-            first, *frames = self._socket.recv_multipart()
+            first, *further = self._socket.recv_multipart()
             try:
                 answer = wire.decode_control(first)
             except FrameError as error:
@@ -122,7 +136,7 @@ class ControlClient:
                 continue  # the late answer to a request that was given up
             if answer["op"] == "refused":
                 raise ControlError(str(answer.get("reason")), str(answer.get("detail")))
-            answer["frames"] = frames
+            answer["frames"] = further
             return answer
         raise ControlError("timeout", f"{self.address} did not answer {op!r} within {timeout:g} s")
 

@@ -27,6 +27,7 @@ import re
 from typing import Any, NamedTuple
 
 __all__ = [
+    "RESERVED",
     "STATUSES",
     "VOCABULARY",
     "Record",
@@ -41,6 +42,9 @@ __all__ = [
 VOCABULARY: frozenset[str] = frozenset(
     {"run", "metric", "param", "tag", "text", "image", "histogram", "artifact", "log"}
 )
+
+#: Names that the protocol itself uses.
+RESERVED: frozenset[str] = frozenset({"head", "lost"})
 
 #: How a run ends.
 STATUSES = ("finished", "failed", "killed")

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
@@ -20,11 +20,21 @@ from typing import Any, NoReturn
 import msgpack
 
 from . import wire
-from .control import DEFAULT_ADDRESS
+from .control import DEFAULT_ADDRESS, check_address
 from .errors import RunFinished
 from .histogram import summarise
 from .image import encode_image
-from .records import MAX_KEY, STATUSES, VOCABULARY, RunKey, as_number, check_name, check_type
+from .records import (
+    MAX_KEY,
+    RESERVED,
+    STATUSES,
+    VOCABULARY,
+    RunKey,
+    as_number,
+    check_name,
+    check_type,
+    check_values,
+)
 from .sender import Buffer, Entry, Sender
 from .spool import Spool, default_directory
 
@@ -39,6 +49,9 @@ STALL = 1.0
 BUFFER_BYTES = 32 << 20
 #: Most bytes in one value.
 MAX_VALUE = wire.MAX_BODY // 2
+
+#: Steps are integers of 64 bits.
+MIN_STEP, MAX_STEP = -(2**63), 2**63 - 1
 
 #: A file travels in pieces of so many bytes.
 PIECE = 512 << 10
@@ -86,13 +99,14 @@ def init(
         check_name("run", run or environ("ZMQTRACK_RUN") or _new_name()),
         check_name("site", site or environ("ZMQTRACK_SITE") or socket.gethostname()),
     )
+    address = check_address(address or environ("ZMQTRACK_ADDRESS") or DEFAULT_ADDRESS)
     if codec not in wire.CODECS:
         raise ValueError(f"codec {codec!r} is unknown; known are {', '.join(wire.CODECS)}")
     if codec == "zstd":
         import zstandard  # noqa: F401 -- fail here, not in the sender thread
     new = Run(
         key,
-        address or environ("ZMQTRACK_ADDRESS") or DEFAULT_ADDRESS,
+        address,
         Path(spool_dir).absolute() if spool_dir is not None else default_directory(),
         exit_timeout=float(exit_timeout),
         sender_options={"flush_interval": float(flush_interval), "codec": wire.CODECS[codec]},
@@ -160,7 +174,7 @@ class Run:
         """
         if value.__class__ is not float:
             value = as_number(key, value)
-        if step.__class__ is not int and step is not None:
+        if step is not None and (step.__class__ is not int or not MIN_STEP <= step <= MAX_STEP):
             step = _as_step(key, step)
         if key not in self._keys:
             self._new_key(key)
@@ -224,14 +238,13 @@ class Run:
         values: Any,
         step: int | None = None,
         time: float | None = None,
-        bins: int = 64,
+        bins: int | str | Sequence[float] = 64,
     ) -> None:
         """Log the distribution of ``values``: numbers in any nesting, an array or a tensor.
 
         See :func:`zmqtrack.histogram.summarise`; its result is taken too.
         """
-        summary = values if isinstance(values, dict) else summarise(values, bins)
-        self._log("histogram", key, summary, step, time)
+        self._log("histogram", key, summarise(values, bins), step, time)
 
     def log_artifact(
         self, path: str | os.PathLike[str], name: str | None = None, step: int | None = None
@@ -272,8 +285,8 @@ class Run:
             TypeError: something else is in it.
             ValueError: the data type's name is built in (use its method) or cannot name one.
         """
-        if check_type(data_type) in VOCABULARY:
-            raise ValueError(f"{data_type!r} is built in: use the method for it")
+        if check_type(data_type) in VOCABULARY | RESERVED:
+            raise ValueError(f"{data_type!r} is built in: use the method for it, or another name")
         self._log(data_type, key, _plain(value), step, time)
 
     # --- life ---------------------------------------------------------------------------------
@@ -339,8 +352,10 @@ class Run:
         self, data_type: str, key: str, value: Any, step: int | None, time: float | None
     ) -> None:
         check_name("key", key, MAX_KEY)
-        if step.__class__ is not int and step is not None:
+        if step is not None and (step.__class__ is not int or not MIN_STEP <= step <= MAX_STEP):
             step = _as_step(key, step)
+        if isinstance(value, str):
+            value = value.encode(errors="replace").decode()  # lone surrogates cannot travel
         size = len(value) if isinstance(value, (str, bytes)) else 0
         if size > MAX_VALUE:
             raise ValueError(
@@ -470,14 +485,19 @@ def _new_name() -> str:
 def _as_step(key: str, step: Any) -> int:
     """Steps come as NumPy integers and tensors too."""
     try:
-        if isinstance(step, float) and step.is_integer():
-            return int(step)
         item = getattr(step, "item", None)
-        return operator.index(item() if callable(item) else step)
+        step = item() if callable(item) else step
+        if isinstance(step, float) and step.is_integer():
+            step = int(step)
+        number = int(operator.index(step))
+        if not MIN_STEP <= number <= MAX_STEP:
+            raise ValueError
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
-            f"step of {key!r}: expected an integer, got {type(step).__name__} {step!r:.60}"
+            f"step of {key!r}: expected an integer of 64 bits, got "
+            f"{type(step).__name__} {step!r:.60}"
         ) from None
+    return number
 
 
 def _plain(value: Any, fallback: Callable[[Any], Any] | None = None) -> Any:
@@ -496,6 +516,8 @@ def _plain(value: Any, fallback: Callable[[Any], Any] | None = None) -> Any:
         packed = msgpack.packb(value, default=convert)
         if len(packed) > MAX_VALUE:
             raise ValueError(f"the value has {len(packed)} bytes; at most {MAX_VALUE} are allowed")
-        return msgpack.unpackb(packed, strict_map_key=False)
-    except (OverflowError, RecursionError) as error:
+        plain = msgpack.unpackb(packed, strict_map_key=False)
+        check_values("", [plain])
+    except (OverflowError, RecursionError, UnicodeEncodeError) as error:
         raise TypeError(f"the value cannot be logged: {error}") from None
+    return plain

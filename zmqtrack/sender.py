@@ -63,7 +63,7 @@ class Sender(threading.Thread):
         self._spool_bytes = spool_bytes
         self._keep = keep
         self._unspooled: list[tuple[str, int, bytes]] = []  # packed, but the disk refused it
-        self._flushes: list[threading.Event] = []
+        self._flushes: collections.deque[threading.Event] = collections.deque()
         self._deadline: float | None = None
         self._adopt_due = 0.0
         self._said: set[str] = set()
@@ -78,7 +78,7 @@ class Sender(threading.Thread):
         """Do not wait for the flush interval to pass."""
         try:
             os.write(self._wake_write, b"\0")
-        except (BlockingIOError, OSError):
+        except OSError:
             pass  # it is awake already, or has ended
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -106,19 +106,12 @@ class Sender(threading.Thread):
         self._links = [own]
         try:
             while True:
-                self._wait()
                 deadline = self._deadline  # read first: nothing is logged after it is set
-                flushes, self._flushes = self._flushes, []
-                self._pack()
-                if self._store():
-                    for event in flushes:
-                        event.set()
-                else:
-                    self._flushes = flushes + self._flushes
-                self._adopt()
-                for link in self._links:
-                    link.pump()
-                self._release(own)
+                try:
+                    self._turn(own)
+                except Exception:
+                    log.exception("zmqtrack: a turn of the sender failed; going on")
+                    time.sleep(1.0)
                 if deadline is not None and (
                     (own.done and not self._unspooled) or time.monotonic() >= deadline
                 ):
@@ -128,7 +121,24 @@ class Sender(threading.Thread):
             for link in self._links:
                 link.close()
                 link.spool.close()
+            write, self._wake_write = self._wake_write, -1
             os.close(self._wake_read)
+            os.close(write)
+
+    def _turn(self, own: Link) -> None:
+        """Buffer → batches → spool → push; the loop's body."""
+        self._wait()
+        flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
+        self._pack()
+        if self._store():
+            for event in flushes:
+                event.set()
+        else:
+            self._flushes.extendleft(reversed(flushes))
+        self._adopt()
+        for link in self._links:
+            link.pump()
+        self._release(own)
 
     def _wait(self) -> None:
         """Until an answer comes, somebody wakes us, or the flush interval has passed."""
@@ -162,8 +172,17 @@ class Sender(threading.Thread):
 
     def _bodies(self, records: list[Record]) -> Iterator[tuple[int, bytes]]:
         """Pack records into as few bodies as the size limits allow."""
-        body = wire.encode_body(records, self._codec)
-        if len(records) > 1 and len(body) > BATCH_BYTES:
+        try:
+            body = wire.encode_body(records, self._codec)
+        except (TypeError, ValueError, OverflowError) as error:
+            # Each call has checked its value; this is the net below: one record must not take
+            # its neighbours along.
+            if len(records) == 1:
+                self._say_once("unencodable", f"record {records[0][0]!r:.80} is lost: {error}")
+                self.lost.append("unencodable")
+                return
+            body = b""
+        if len(records) > 1 and (not body or len(body) > BATCH_BYTES):
             middle = len(records) // 2
             yield from self._bodies(records[:middle])
             yield from self._bodies(records[middle:])

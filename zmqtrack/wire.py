@@ -19,8 +19,8 @@ A batch holds records of one data type and one run key. On the wire it is three 
                                 │ 9 epoch      16 bytes    │   └──────────────────────────┘
                                 └──────────────────────────┘
 
-A control message is one frame, a msgpack map with at least ``op``; a ``page`` is followed
-by two frames (header, body) for each batch.
+A control message begins with a msgpack map that has at least ``op`` and ``v``, the version;
+``page`` and ``commit`` are followed by two frames (header, body) for each batch in them.
 """
 
 from __future__ import annotations

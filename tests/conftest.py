@@ -1,0 +1,71 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from harness import Daemon
+
+import zmqtrack
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's own settings and spools."""
+    for name in [name for name in os.environ if name.startswith("ZMQTRACK_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ZMQTRACK_SPOOL_DIR", str(tmp_path / "spool"))
+    monkeypatch.setenv("ZMQTRACK_EXPERIMENT", "experiment")
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Make daemons; what a failed test leaves running is ended here."""
+    made: list[Daemon] = []
+
+    def make(
+        adapters: list[dict[str, Any]] | None = None, *, folder: str = "daemon", **more: Any
+    ) -> Daemon:
+        made.append(Daemon(tmp_path / folder, adapters, **more))
+        return made[-1]
+
+    yield make
+    for one in made:
+        process: subprocess.Popen[str] | None = getattr(one, "process", None)
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@pytest.fixture
+def nobody() -> str:
+    """An address at which nobody listens."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture(autouse=True)
+def _no_run_left_open() -> Iterator[None]:
+    """A run that a test forgot must not reach into the next one."""
+    yield
+    from zmqtrack.run import _live
+
+    for run in list(_live):
+        run.finish(timeout=0)
+    assert zmqtrack.__version__

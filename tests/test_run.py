@@ -1,0 +1,214 @@
+"""The neutral logging API: values, names, limits, and what stands in the spool."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+import zmqtrack
+from zmqtrack import wire
+from zmqtrack.records import Record, RunKey
+from zmqtrack.run import Run
+from zmqtrack.spool import Spool
+
+
+@pytest.fixture
+def run(nobody: str, tmp_path: Path) -> Iterator[Run]:
+    made = zmqtrack.init("e", "r", "s", nobody, exit_timeout=0)
+    yield made
+    made.finish()
+
+
+def spooled(run: Run, tmp_path: Path) -> list[tuple[str, Record]]:
+    """Finish the run and read its records from the spool that it leaves."""
+    run.finish(timeout=0)
+    (path,) = (tmp_path / "spool").glob("*.spool")
+    spool = Spool.open(path)
+    found = []
+    for batch in spool.after(0, 10_000):
+        header = wire.decode_header(batch.header)
+        assert header.run == run.key and header.seq == batch.seq
+        records = wire.decode_body(batch.type, header, batch.body)
+        found += [(batch.type, record) for record in records]
+    spool.close()
+    return found
+
+
+def test_numbers_of_any_library_are_taken(run: Run, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    values: list[Any] = [
+        1, 2.5, True, numpy.float32(0.5), numpy.int64(7), numpy.array(3.0), numpy.array([4.0]),
+        torch.tensor(5.0), torch.tensor([[6]]), torch.tensor(8.0, requires_grad=True),
+        torch.tensor(1.5, dtype=torch.bfloat16), math.inf, -math.inf,
+    ]  # fmt: skip
+    for value in values:
+        run.log_metric("a", value)
+    run.log_metric("a", math.nan)
+    got = [record.value for kind, record in spooled(run, tmp_path) if kind == "metric"]
+    assert got[:-1] == [1, 2.5, 1, 0.5, 7, 3, 4, 5, 6, 8, 1.5, math.inf, -math.inf]
+    assert math.isnan(got[-1])
+    assert all(type(value) is float for value in got)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ("0.5", "str '0.5'"),
+        (None, "NoneType"),
+        ([1.0], "list"),
+        ({"a": 1}, "dict"),
+        (1j, "complex"),
+        (numpy.zeros(3), r"numpy.ndarray of shape \(3,\)"),
+        (10**400, "too large"),
+    ],
+)
+def test_what_is_no_number_raises_and_names_key_and_type(run: Run, value: Any, named: str) -> None:
+    with pytest.raises(TypeError, match=f"metric 'loss': .*{named}"):
+        run.log_metric("loss", value)
+
+
+def test_a_wrong_metric_among_several_logs_none_of_them(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="'b'"):
+        run.log_metrics({"a": 1, "b": "x"})
+    assert not [kind for kind, _ in spooled(run, tmp_path) if kind == "metric"]
+
+
+@pytest.mark.parametrize("step", [numpy.int32(7), 7, 7.0, numpy.array(7), True])
+def test_steps_may_be_integers_of_any_kind(run: Run, tmp_path: Path, step: Any) -> None:
+    run.log_metric("a", 1, step)
+    (record,) = [record for kind, record in spooled(run, tmp_path) if kind == "metric"]
+    assert record.step == int(step)
+    assert type(record.step) is int
+
+
+@pytest.mark.parametrize("step", ["7", 7.5, [7], 2**63])
+def test_a_step_that_is_no_integer_of_64_bits_raises(run: Run, step: Any) -> None:
+    with pytest.raises(TypeError, match="step of 'a'"):
+        run.log_metric("a", 1, step)
+
+
+@pytest.mark.parametrize("key", ["", "  ", "a\nb", "x" * 1001, 7, None, b"a", "a\ud800"])
+def test_a_key_that_names_nothing_raises_at_the_call(run: Run, key: Any) -> None:
+    for log in (run.log_metric, run.log_param, run.set_tag):
+        with pytest.raises((TypeError, ValueError), match="key"):
+            log(key, 1)
+
+
+def test_params_keep_their_shape_and_what_is_foreign_becomes_text(run: Run, tmp_path: Path) -> None:
+    run.log_params(
+        {
+            "lr": 0.1,
+            "layers": [1, 2],
+            "nested": {"a": {"b": None}},
+            "array": numpy.arange(3),
+            "path": Path("/data"),
+        }
+    )
+    got = {record.key: record.value for kind, record in spooled(run, tmp_path) if kind == "param"}
+    assert got == {
+        "lr": 0.1,
+        "layers": [1, 2],
+        "nested": {"a": {"b": None}},
+        "array": [0, 1, 2],
+        "path": "/data",
+    }
+
+
+def test_a_value_is_kept_as_it_was_at_the_call(run: Run, tmp_path: Path) -> None:
+    matrix = [[1, 2], [3, 4]]
+    run.log("confusion_matrix", "m", matrix)
+    matrix[0][0] = 99
+    ((_, record),) = [r for r in spooled(run, tmp_path) if r[0] == "confusion_matrix"]
+    assert record.value == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("name", ["metric", "run", "Matrix", "a-b", "", "1a", "lost", "head"])
+def test_a_data_type_of_ones_own_needs_a_name_that_is_free(run: Run, name: str) -> None:
+    with pytest.raises(ValueError):
+        run.log(name, "key", 1)
+
+
+def test_a_value_that_cannot_travel_raises_at_the_call(run: Run) -> None:
+    with pytest.raises(TypeError, match="cannot be logged"):
+        run.log("thing", "key", object())
+    nested: list[Any] = []
+    for _ in range(40):
+        nested = [nested]
+    with pytest.raises(TypeError, match="nested"):
+        run.log("thing", "key", nested)
+
+
+def test_a_value_that_is_too_large_raises_at_the_call(run: Run) -> None:
+    with pytest.raises(ValueError, match="Log it as an artifact"):
+        run.log_text("key", "x" * (5 << 20))
+
+
+def test_times_are_the_writers_unless_given(run: Run, tmp_path: Path) -> None:
+    import time
+
+    before = time.time()
+    run.log_metric("now", 1)
+    run.log_metric("then", 1, time=12)
+    run.log_metrics({"a": 1, "b": 2}, step=1)
+    after = time.time()
+    times = {r.key: r.time for kind, r in spooled(run, tmp_path) if kind == "metric"}
+    assert before <= times["now"] <= after
+    assert times["then"] == 12.0
+    assert times["a"] == times["b"]
+
+
+def test_an_argument_wins_over_the_environment(
+    nobody: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("EXPERIMENT", "RUN", "SITE"):
+        monkeypatch.setenv(f"ZMQTRACK_{name}", f"env-{name.lower()}")
+    monkeypatch.setenv("ZMQTRACK_ADDRESS", nobody)
+    one = zmqtrack.init(exit_timeout=0)
+    two = zmqtrack.init(run="given", exit_timeout=0)
+    assert one.key == RunKey("env-experiment", "env-run", "env-site")
+    assert two.key == RunKey("env-experiment", "given", "env-site")
+    assert one.address == nobody
+    one.finish()
+    two.finish()
+
+
+def test_a_folder_is_logged_file_by_file_and_an_empty_file_too(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.bin").write_bytes(b"a" * 1_200_000)
+    (folder / "sub" / "empty").write_bytes(b"")
+    run.log_artifact(folder)
+    records = [record for kind, record in spooled(run, tmp_path) if kind == "artifact"]
+    assert {record.key for record in records} == {"model/a.bin", "model/sub/empty"}
+    pieces = [record.value for record in records if record.key == "model/a.bin"]
+    assert b"".join(piece for _, _, piece in pieces) == b"a" * 1_200_000
+    assert len(pieces) == 3
+
+
+def test_a_file_that_is_not_there_raises_at_the_call(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        run.log_artifact(tmp_path / "nothing")
+
+
+def test_a_spool_folder_that_cannot_be_written_is_named(nobody: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(zmqtrack.SpoolError, match="ZMQTRACK_SPOOL_DIR"):
+        zmqtrack.init("e", "r", "s", nobody, spool_dir=tmp_path / "file" / "spool")
+
+
+def test_an_address_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises((ValueError, zmqtrack.ControlError), match="tcp://127"):
+        zmqtrack.init("e", "r", "s", "localhost")
+    assert not list(tmp_path.glob("spool/*.spool"))
+
+
+def test_text_that_is_not_valid_unicode_still_arrives(run: Run, tmp_path: Path) -> None:
+    run.log_text("note", "a\ud800b")
+    assert run.flush()
+    ((_, record),) = [r for r in spooled(run, tmp_path) if r[0] == "text"]
+    assert record.value == "a?b"
