@@ -54,7 +54,7 @@ def check() -> int:
     for index, item in enumerate(json.load(sys.stdin)):
         error = loader.check(AdapterConfig.model_validate(item))
         if error is not None:
-            found.append([index, list(error.path), str(error)])
+            found += [[index, path, message] for path, message in error.problems]
     json.dump(found, sys.stdout)
     return 0
 

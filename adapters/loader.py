@@ -20,11 +20,14 @@ GROUP = "zmqtrack.adapters"
 
 
 class LoadError(ZMQTrackError):
-    """An adapter that cannot be used as configured; ``path`` is the key at fault."""
+    """An adapter that cannot be used as configured.
 
-    def __init__(self, path: tuple[str | int, ...], message: str) -> None:
-        super().__init__(message)
-        self.path = path
+    ``problems`` has for each fault the path to its key and a message.
+    """
+
+    def __init__(self, *problems: tuple[tuple[str | int, ...], str]) -> None:
+        super().__init__("\n".join(message for _, message in problems))
+        self.problems = problems
 
 
 def known() -> dict[str, EntryPoint]:
@@ -46,8 +49,7 @@ def load(type_: str) -> type[Adapter]:
     else:
         close = difflib.get_close_matches(type_, points, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise LoadError(
-            ("type",),
+        raise _bad_type(
             f"unknown adapter type {type_!r}.{hint} Known are: {', '.join(sorted(points))}; "
             "an own one is named package.module:Class",
         )
@@ -55,18 +57,16 @@ def load(type_: str) -> type[Adapter]:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise LoadError(("type",), f"{type_!r}: cannot import {module_name!r}: {error}") from error
+        raise _bad_type(f"{type_!r}: cannot import {module_name!r}: {error}") from error
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Adapter)):
-        raise LoadError(
-            ("type",), f"{type_!r}: {class_name!r} is no subclass of zmqtrack.adapters.base.Adapter"
+        raise _bad_type(
+            f"{type_!r}: {class_name!r} is no subclass of zmqtrack.adapters.base.Adapter"
         )
     missing = [name for name in found.requires if importlib.util.find_spec(name) is None]
     if missing:
         what = f"zmqtrack[{found.extra}]" if found.extra else " ".join(missing)
-        raise LoadError(
-            ("type",), f"{type_!r} needs {', '.join(missing)}: run  pip install '{what}'"
-        )
+        raise _bad_type(f"{type_!r} needs {', '.join(missing)}: run  pip install '{what}'")
     return found
 
 
@@ -74,13 +74,13 @@ def options(config: AdapterConfig, cls: type[Adapter]) -> BaseModel:
     """The options, checked against the class's schema.
 
     Raises:
-        LoadError: the first of them that is wrong.
+        LoadError: names all of them that are wrong.
     """
     try:
         return cls.Options.model_validate(config.options)
     except ValidationError as error:
-        path, message = problems_of(error, cls.Options)[0]
-        raise LoadError(("options", *path), message) from error
+        problems = problems_of(error, cls.Options)
+        raise LoadError(*((("options", *path), message) for path, message in problems)) from error
 
 
 def check(config: AdapterConfig) -> LoadError | None:
@@ -90,3 +90,7 @@ def check(config: AdapterConfig) -> LoadError | None:
     except LoadError as error:
         return error
     return None
+
+
+def _bad_type(message: str) -> LoadError:
+    return LoadError((("type",), message))

@@ -314,7 +314,7 @@ class Broker:
             socket.bind(f"{address[:-2]}:*" if address.endswith(":0") else address)
         except zmq.ZMQError as error:
             raise ZMQTrackError(
-                f"cannot listen at {address}: {error.strerror}. Is another daemon running, or "
+                f"cannot listen at {address}: {zmq.strerror(error.errno)}. Is another daemon running, or "
                 "the port in use? Set another address in the configuration"
             ) from None
         return socket, socket.get_string(zmq.LAST_ENDPOINT)

@@ -218,7 +218,7 @@ def problems_of(
         message = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
             known = _known(model, path[:-1])
-            close = difflib.get_close_matches(str(path[-1]), known, n=1)
+            close = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
             message = "unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
             message += f" Known are: {', '.join(known)}" if known else ""
         elif detail["type"] == "missing":

@@ -1,0 +1,211 @@
+"""A bad configuration is refused with file, line, key and what would be right."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zmqtrack.config import load
+from zmqtrack.errors import ConfigError
+
+
+def _problems(tmp_path: Path, text: str) -> list[str]:
+    path = tmp_path / "zmqtrack.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    return [problem.removeprefix(f"{path}:") for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "daemon:\n  contrl: tcp://127.0.0.1:5555\n",
+            "2: daemon.contrl: unknown key; did you mean 'control'? Known are: control, ingest",
+        ),
+        (
+            "daemon:\n  control: localhost:5555\n",
+            "2: daemon.control: 'localhost:5555' is no address; write for example tcp://127",
+        ),
+        (
+            "adapters:\n  - type: jsonl\n    flush_interval: 1x\n",
+            "3: adapters.0.flush_interval: '1x' is no duration; write for example 500ms, 1s",
+        ),
+        ("adapters:\n  - options: {}\n", "2: adapters.0.type: is missing"),
+        (
+            "adapters:\n  - type: jsonl\n    start: later\n",
+            "3: adapters.0.start: Input should be 'beginning' or 'now', not 'later'",
+        ),
+        (
+            "adapters:\n  - type: jsonl\n    topics: [metric, Bad-Topic]\n",
+            "3: adapters.0.topics.1: 'Bad-Topic' cannot name a data type",
+        ),
+        (
+            "adapters:\n  - type: jsonl\n  - type: jsonl\n",
+            "3: adapter jsonl: the name 'jsonl' is taken by",
+        ),
+        ("daemon:\n  max_body: huge\n", "2: daemon.max_body: 'huge' is no size; write"),
+        ("daemon: [1]\n", "1: daemon: "),
+        ("daemon: {\n", "2: not valid YAML"),
+        ("daemon: {}\ndaemon: {}\n", "2: not valid YAML: the key 'daemon' stands twice"),
+        ("- a\n", "1: expected a mapping with daemon, adapters and include"),
+        ("a: !!python/object/apply:os.system ['true']\n", "1: not valid YAML"),
+    ],
+)
+def test_each_fault_is_named_with_line_key_and_what_would_be_right(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (problem,) = _problems(tmp_path, text)
+    assert problem.startswith(message)
+
+
+def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
+    problems = _problems(tmp_path, "daemon:\n  control: x\n  stop_timeout: y\nadapters:\n  - {}\n")
+    assert [problem.split(":")[0] for problem in problems] == ["2", "3", "5"]
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: cannot be read: No such file"):
+        load(tmp_path / "nothing.yaml")
+
+
+def test_one_more_adapter_is_one_more_file(tmp_path: Path) -> None:
+    main = tmp_path / "zmqtrack.yaml"
+    main.write_text("adapters:\n  - type: jsonl\n    name: a\ninclude: adapters.d/*.yaml\n")
+    (tmp_path / "adapters.d").mkdir()
+    (tmp_path / "adapters.d" / "1.yaml").write_text("type: jsonl\nname: b\n")
+    (tmp_path / "adapters.d" / "2.yaml").write_text(
+        "adapters:\n  - type: jsonl\n    name: c\n  - type: tensorboard\n"
+    )
+    (tmp_path / "adapters.d" / "README.md").write_text("not YAML")
+    names = [adapter.name for adapter in load(main).config.adapters]
+    assert names == ["a", "b", "c", "tensorboard"]
+
+
+def test_a_fault_in_an_included_file_names_that_file(tmp_path: Path) -> None:
+    main = tmp_path / "zmqtrack.yaml"
+    main.write_text("include: [adapters.d/*.yaml]\n")
+    (tmp_path / "adapters.d").mkdir()
+    bad = tmp_path / "adapters.d" / "bad.yaml"
+    bad.write_text("type: jsonl\n\nflush: 1s\n")
+    with pytest.raises(ConfigError) as caught:
+        load(main)
+    assert str(caught.value).startswith(f"{bad}:3: flush: unknown key; did you mean")
+
+
+@pytest.mark.parametrize(
+    ("control", "ingest", "publish"),
+    [
+        ("tcp://127.0.0.1:5555", "tcp://127.0.0.1:5556", "tcp://127.0.0.1:5557"),
+        ("tcp://*:7000", "tcp://*:7001", "tcp://*:7002"),
+        ("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "tcp://127.0.0.1:0"),
+        ("ipc:///run/z/c", "ipc:///run/z/c.ingest", "ipc:///run/z/c.publish"),
+    ],
+)
+def test_the_other_addresses_follow_from_control(
+    tmp_path: Path, control: str, ingest: str, publish: str
+) -> None:
+    path = tmp_path / "zmqtrack.yaml"
+    path.write_text(f"daemon: {{control: '{control}'}}\n")
+    config = load(path).config.daemon
+    assert (config.ingest, config.publish) == (ingest, publish)
+
+
+def _start(path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "zmqtrack.daemon", "--config", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=path.parent,
+    )
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        (
+            "type: tensorbord",
+            (
+                "2: adapter tensorbord.type: unknown adapter type 'tensorbord'. Did you mean "
+                "'tensorboard'? Known are: jsonl, mlflow, tensorboard, wandb; an own one is named "
+                "package.module:Class"
+            ),
+        ),
+        (
+            "type: nowhere.at_all:Thing",
+            "2: adapter Thing.type: 'nowhere.at_all:Thing': cannot import 'nowhere.at_all'",
+        ),
+        (
+            "type: json:JSONDecoder",
+            "2: adapter JSONDecoder.type: 'json:JSONDecoder': 'JSONDecoder' is no subclass of",
+        ),
+        (
+            "type: jsonl\n    options:\n      dir: x\n      dri: y",
+            "5: adapter jsonl.options.dri: unknown key; did you mean 'dir'?",
+        ),
+    ],
+)
+def test_the_daemon_exits_with_78_and_names_what_is_wrong_with_an_adapter(
+    tmp_path: Path, adapter: str, message: str
+) -> None:
+    path = tmp_path / "zmqtrack.yaml"
+    path.write_text(f"adapters:\n  - {adapter}\n")
+    done = _start(path)
+    assert done.returncode == 78
+    assert done.stderr.startswith(f"{path}:{message}")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_extra_names_its_pip_install(tmp_path: Path) -> None:
+    (tmp_path / "needy.py").write_text(
+        "from zmqtrack.adapters.base import Adapter\n"
+        "class Needy(Adapter):\n"
+        "    requires, extra = ('a_module_that_is_not_there',), 'mlflow'\n"
+        "    def deliver(self, batches): pass\n"
+    )
+    path = tmp_path / "zmqtrack.yaml"
+    path.write_text("adapters:\n  - type: needy:Needy\n")
+    done = _start(path)
+    assert done.returncode == 78
+    assert "needs a_module_that_is_not_there: run  pip install 'zmqtrack[mlflow]'" in done.stderr
+
+
+def test_an_address_in_use_is_said_without_a_traceback(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        path = tmp_path / "zmqtrack.yaml"
+        path.write_text(f"daemon: {{control: 'tcp://127.0.0.1:{taken.getsockname()[1]}'}}\n")
+        done = _start(path)
+    assert done.returncode == 1
+    assert "Address already in use. Is another daemon running" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["zmqtrack.yaml", "reference.yaml"])
+def test_the_shipped_configurations_load_and_their_adapters_are_right(name: str) -> None:
+    path = Path(__file__).parent.parent / "configs" / name
+    located = load(path)
+    assert located.config.adapters
+    from zmqtrack.adapters import loader
+
+    assert [loader.check(adapter) for adapter in located.config.adapters] == [None] * len(
+        located.config.adapters
+    )
+
+
+def test_the_reference_configuration_shows_every_key() -> None:
+    from zmqtrack.config import AdapterConfig, Config, DaemonConfig
+
+    text = (Path(__file__).parent.parent / "configs" / "reference.yaml").read_text()
+    for model in (Config, DaemonConfig, AdapterConfig):
+        for key, field in model.model_fields.items():
+            assert f"{key}:" in text, f"{model.__name__}.{key} is not in reference.yaml"
+            assert field.description or model is Config
