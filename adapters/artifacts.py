@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from zmqtrack.records import Record
@@ -36,7 +37,7 @@ class Assembler:
             fd = os.open(path, os.O_RDONLY)
             os.fsync(fd)
             os.close(fd)
-        return batch.only(whole)
+        return replace(batch, records=whole)
 
     def _add(self, batch: Batch, record: Record, touched: set[Path]) -> Record | None:
         offset, size, piece = record.value

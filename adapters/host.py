@@ -233,8 +233,8 @@ class Host:
                 middle = len(batches) // 2
                 halves = [batches[:middle], batches[middle:]]
             elif len(batches[0]) > 1:
-                records, middle = batches[0].records, len(batches[0]) // 2
-                halves = [[batches[0].only(part)] for part in (records[:middle], records[middle:])]
+                middle = len(batches[0]) // 2
+                halves = [[batches[0].part(0, middle)], [batches[0].part(middle, len(batches[0]))]]
             else:
                 self._bury_record(batches[0], str(error))
                 return True

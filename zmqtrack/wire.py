@@ -84,11 +84,16 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Records of one data type and one run key, as a subscriber gets them."""
+    """Records of one data type and one run key, as a subscriber gets them.
+
+    ``header.stream``, ``header.seq`` and a record's place, counted from :attr:`first`, name
+    each record uniquely and for ever.
+    """
 
     type: str
     header: Header
     records: Sequence[Record]
+    first: int = 0
 
     @property
     def run(self) -> RunKey:
@@ -100,9 +105,9 @@ class Batch:
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
 
-    def only(self, records: Sequence[Record]) -> Batch:
-        """The same batch with some of its records."""
-        return replace(self, records=records)
+    def part(self, start: int, end: int) -> Batch:
+        """The same batch with its records from ``start`` to before ``end``."""
+        return replace(self, records=self.records[start:end], first=self.first + start)
 
 
 # --- topic -------------------------------------------------------------------------------
