@@ -32,6 +32,7 @@ def main() -> int:
         prog="zmqtrackd", description="Carries experiment logs from training loops to trackers."
     )
     parser.add_argument("--config", type=Path, required=True, help="the YAML configuration")
+    parser.add_argument("--check", action="store_true", help="check it, and do nothing else")
     parser.add_argument("--version", action="version", version=f"zmqtrackd {__version__}")
     arguments = parser.parse_args()
     try:
@@ -39,6 +40,9 @@ def main() -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EX_CONFIG
+    if arguments.check:
+        print(f"{arguments.config}: good, {len(config.adapters)} adapters")
+        return 0
     logging.basicConfig(
         stream=sys.stderr,
         level=config.daemon.log_level.upper(),

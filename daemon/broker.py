@@ -314,8 +314,8 @@ class Broker:
             socket.bind(f"{address[:-2]}:*" if address.endswith(":0") else address)
         except zmq.ZMQError as error:
             raise ZMQTrackError(
-                f"cannot listen at {address}: {zmq.strerror(error.errno)}. Is another daemon running, or "
-                "the port in use? Set another address in the configuration"
+                f"cannot listen at {address}: {zmq.strerror(error.errno or 0)}. Is another daemon "
+                "running, or the port in use? Set another address in the configuration"
             ) from None
         return socket, socket.get_string(zmq.LAST_ENDPOINT)
 

@@ -1,0 +1,184 @@
+"""JSON lines: ``DIR/EXPERIMENT/RUN/SITE.jsonl``, one strict JSON object for each record.
+
+Each line has ``type``, ``key``, ``value``, ``step`` (null: none), ``time`` (the writer's,
+in seconds), and ``stream`` and ``seq`` of the batch that brought it. JSON cannot say all
+that a record can; what it lacks is written like this, and :func:`restore` reads it:
+
+- a metric's value, and a time, that is not finite: ``"NaN"``, ``"Infinity"`` or
+  ``"-Infinity"``, which ``float()`` reads;
+- anywhere else: ``{"$float": "NaN"}``, ``{"$bytes": BASE64}``, ``{"$ext": [CODE, BASE64]}``
+  (an extension of msgpack), and ``{"$map": [[KEY, VALUE], ...]}`` for a map that has keys
+  which are no strings, or begin with ``$``.
+
+An image or artifact becomes a file of its own, and its value ``{"file", "size", "sha256"}``.
+``file`` is relative to the folder of the ``.jsonl``: ``SITE.files/DIGEST/KEY``. Named by
+its content, a file that is delivered twice is there once, and none replaces another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from zmqtrack.records import Record
+from zmqtrack.wire import Batch
+
+from .base import Adapter, Context, Options, safe_name
+from .ledger import Ledger, disk, replace_file
+
+__all__ = ["JSONLAdapter", "restore"]
+
+#: Longest key, in bytes, whose "/" become folders; a longer one is one name, shortened.
+MAX_PATH = 512
+#: Bytes of an artifact that are in memory at a time.
+CHUNK = 1 << 20
+
+_SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp"}
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+
+class JSONLOptions(Options):
+    dir: Path
+
+
+class JSONLAdapter(Adapter):
+    types = None
+    Options = JSONLOptions
+    options: JSONLOptions
+
+    def __init__(self, options: JSONLOptions, context: Context) -> None:
+        super().__init__(options, context)
+        self._root = options.dir.expanduser().absolute()
+        self._ledger = Ledger(context.state_dir, context.log)
+
+    def open(self, note: bytes) -> None:
+        self._ledger.open(note)
+
+    def deliver(self, batches: Sequence[Batch]) -> None:
+        pieces: dict[Path, bytearray] = {}
+        for batch in batches:
+            experiment, run, site = (safe_name(name) for name in batch.run)
+            folder = self._root / experiment / run
+            lines = self._lines(batch, folder, f"{site}.files")
+            pieces.setdefault(folder / f"{site}.jsonl", bytearray()).extend(lines.encode())
+        self._ledger.append(pieces)
+
+    def note(self) -> bytes:
+        return self._ledger.note()
+
+    def close(self) -> None:
+        self._ledger.close()
+
+    def _lines(self, batch: Batch, folder: Path, files: str) -> str:
+        source = f'"stream":"{batch.header.stream.hex()}","seq":{batch.header.seq}}}\n'
+        lines = []
+        for record in batch:
+            value: Any
+            if batch.type == "metric":
+                value = _number(record.value)
+            elif batch.type in ("image", "artifact"):
+                value = _keep(record, folder, files)
+            else:
+                value = _plain(record.value)
+            line = _encode(
+                {
+                    "type": batch.type,
+                    "key": record.key,
+                    "value": value,
+                    "step": record.step,
+                    "time": _number(record.time),
+                }
+            )
+            lines.append(f"{line[:-1]},{source}")
+        return "".join(lines)
+
+
+def _keep(record: Record, folder: Path, files: str) -> dict[str, Any]:
+    """Put an image or artifact beside the lines; what the line says of it."""
+    digest = hashlib.sha256()
+    size = 0
+    for chunk in _chunks(record.value):
+        digest.update(chunk)
+        size += len(chunk)
+    file = f"{files}/{digest.hexdigest()[:32]}/{_inside(record.key)}"
+    if isinstance(record.value, bytes):
+        head = (suffix for magic, suffix in _SUFFIXES.items() if record.value.startswith(magic))
+        suffix = next(head, "")
+        if not file.endswith(suffix):
+            file += suffix
+    with disk(folder / file):
+        replace_file(folder / file, _chunks(record.value), part=folder / files / ".part")
+    return {"file": file, "size": size, "sha256": digest.hexdigest()}
+
+
+def _chunks(source: bytes | Path) -> Iterator[bytes]:
+    if isinstance(source, bytes):
+        yield source
+    else:
+        with source.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+
+def _inside(key: str) -> str:
+    """``key`` as a path that cannot leave the folder it is put in."""
+    path = "/".join(safe_name(part) or "%" for part in key.split("/"))
+    return path if len(path) <= MAX_PATH else safe_name(key)
+
+
+# --- values: JSON's, and back ------------------------------------------------------------
+
+
+def _number(value: float) -> float | str:
+    return value if isfinite(value) else _name(value)
+
+
+def _name(value: float) -> str:
+    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+
+
+def _plain(value: Any) -> Any:
+    """What msgpack carries, as what strict JSON carries."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if isfinite(value) else {"$float": _name(value)}
+        case bytes():
+            return {"$bytes": b64encode(value).decode()}
+        case dict():
+            if all(isinstance(key, str) and not key.startswith("$") for key in value):
+                return {key: _plain(part) for key, part in value.items()}
+            return {"$map": [[_plain(key), _plain(part)] for key, part in value.items()]}
+        case msgpack.ExtType(code=code, data=data):
+            return {"$ext": [code, b64encode(data).decode()]}
+        case msgpack.Timestamp():
+            return {"$ext": [-1, b64encode(value.to_bytes()).decode()]}
+    return [_plain(part) for part in value]
+
+
+def restore(value: Any) -> Any:
+    """A line's value as it was logged: the way back from what this module's text describes."""
+    match value:
+        case list():
+            return [restore(part) for part in value]
+        case {"$float": name}:
+            return float(name)
+        case {"$bytes": data}:
+            return b64decode(data)
+        case {"$map": pairs}:
+            return {restore(key): restore(part) for key, part in pairs}
+        case {"$ext": [-1, data]}:
+            return msgpack.Timestamp.from_bytes(b64decode(data))
+        case {"$ext": [code, data]}:
+            return msgpack.ExtType(code, b64decode(data))
+        case dict():
+            return {key: restore(part) for key, part in value.items()}
+    return value

@@ -1,0 +1,315 @@
+"""TensorBoard: event files in ``LOGDIR/EXPERIMENT/RUN/SITE/``.
+
+The files are written here and not by a SummaryWriter: each event has the writer's own
+wall time and step, and what was in doubt after a crash can be cut. A file that was cut
+stays as it is, and the run goes on in a new one, because a TensorBoard that is reading
+must not see a file shrink and then grow. The new one has a greater name, which makes it
+the next that TensorBoard reads, whatever the clock says.
+
+A file begins with the version ``brain.Event:2`` and holds no session log: with both,
+TensorBoard's own reader keeps steps that repeat or go back. Its fast data server, the
+default where it is installed, does not show them: start it with ``--load_fast=false``.
+
+Of a run's parameters the HPARAMS tab believes the first summary that it reads. So they
+stand in a file of their own that sorts before the others and is replaced when they change.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from io import BytesIO
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from zmqtrack.records import Record, RunKey
+from zmqtrack.wire import Batch
+
+from .base import Adapter, Context, Options, Refused, safe_name
+from .ledger import Ledger, disk, replace_file
+
+__all__ = ["TensorBoardAdapter"]
+
+#: Runs whose event file is remembered; one that comes back later begins another file.
+MAX_RUNS = 10_000
+#: Parameters of a run in the HPARAMS tab, and characters of each; the text has all.
+MAX_HPARAMS = 1000
+MAX_HPARAM = 1000
+
+PREFIX = "events.out.tfevents."
+HPARAMS_FILE = f"{PREFIX}0000000000.zmqtrack-hparams"
+
+#: TensorBoard has no other kind of number for a scalar.
+FLOAT32_MAX = 3.4028234663852886e38
+
+#: Channels of an image, by Pillow's name of its mode; TensorBoard's "colorspace".
+_CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "F": 1, "LA": 2, "RGBA": 4, "CMYK": 4}
+
+
+class TensorBoardOptions(Options):
+    logdir: Path
+
+
+class TensorBoardAdapter(Adapter):
+    requires = ("tensorboardX", "crc32c", "PIL")
+    extra = "tensorboard"
+    Options = TensorBoardOptions
+    options: TensorBoardOptions
+
+    def __init__(self, options: TensorBoardOptions, context: Context) -> None:
+        super().__init__(options, context)
+        self._root = options.logdir.expanduser().absolute()
+        self._ledger = Ledger(context.state_dir, context.log)
+        self._files: OrderedDict[RunKey, Path] = OrderedDict()
+
+    def open(self, note: bytes) -> None:
+        import tensorboardX.proto.event_pb2  # noqa: F401 -- takes seconds, so not on the way
+
+        self._files.clear()
+        self._ledger.open(note)
+
+    def deliver(self, batches: Sequence[Batch]) -> None:
+        params: dict[RunKey, list[Record]] = {}
+        pieces: dict[Path, bytearray] = {}
+        partly: Counter[str] = Counter()
+        try:
+            for batch in batches:
+                if batch.type == "param":
+                    params.setdefault(batch.run, []).extend(batch)
+                file = self._file(batch.run)
+                if file not in pieces:
+                    pieces[file] = bytearray() if file.exists() else _header(batch.records[0].time)
+                pieces[file] += _events(batch, partly)
+                if batch.type == "run" and any(record.key == "end" for record in batch):
+                    del self._files[batch.run]
+            for run, records in params.items():
+                _announce(self._folder(run), records, partly)
+            self._ledger.append(pieces)
+        except BaseException:
+            self._files.clear()  # what was cut is never appended to
+            raise
+        for reason, n in partly.items():
+            self.context.count(reason, n)
+        while len(self._files) > MAX_RUNS:
+            self._files.popitem(last=False)
+
+    def note(self) -> bytes:
+        return self._ledger.note()
+
+    def close(self) -> None:
+        self._ledger.close()
+
+    def _folder(self, run: RunKey) -> Path:
+        return self._root.joinpath(*(safe_name(name) for name in run))
+
+    def _file(self, run: RunKey) -> Path:
+        """The file in which a run goes on; a new one where this process has none."""
+        if run not in self._files:
+            folder = self._folder(run)
+            names = (path.name.split(".")[3] for path in folder.glob(f"{PREFIX}*"))
+            last = max((int(name) for name in names if name.isdecimal()), default=0)
+            number = max(int(time.time()), last + 1)
+            self._files[run] = folder / f"{PREFIX}{number:010d}.zmqtrack"
+        self._files.move_to_end(run)
+        return self._files[run]
+
+
+# --- records → events --------------------------------------------------------------------
+
+
+def _events(batch: Batch, partly: Counter[str]) -> bytes:
+    """A batch as a piece of an event file."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    frames = []
+    key = ""
+    try:
+        if batch.type == "metric":
+            event = Event()  # one for all: the speed of this adapter
+            scalar = event.summary.value.add()
+            for key, value, step, wall_time in batch:
+                if abs(value) > FLOAT32_MAX and isfinite(value):
+                    partly["metric beyond float32's range, shown as infinite"] += 1
+                scalar.tag, scalar.simple_value = key, value
+                event.step, event.wall_time = step or 0, wall_time
+                frames.append(_frame(event.SerializeToString()))
+        else:
+            for record in batch:
+                key = record.key
+                event = Event(wall_time=record.time, step=record.step or 0)
+                event.summary.value.extend(_values(batch.type, record, partly))
+                frames.append(_frame(event.SerializeToString()))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Refused(f"TensorBoard cannot hold {batch.type} {key!r:.80}: {error}") from error
+    return b"".join(frames)
+
+
+def _values(data_type: str, record: Record, partly: Counter[str]) -> list[Any]:
+    """A record as the summary values that show it."""
+    key, value = record.key, record.value
+    match data_type:
+        case "text":
+            return [_text(key, value)]
+        case "image":
+            return [_image(key, value, partly)]
+        case "histogram":
+            return [_histogram(key, value)]
+        case "artifact":
+            return [_text(f"artifact/{key}", f"{key}, {value.stat().st_size} bytes")]
+        case "log":
+            # Markdown would run the lines together; four blanks keep them as they are.
+            return [_text(f"log/{key}", "".join(f"    {x}" for x in value.splitlines(True)))]
+        case "run" if key == "end":
+            return [_text("run/end", _show(value)), _session_end(value, record.time)]
+    return [_text(f"{data_type}/{key}", _show(value))]
+
+
+def _text(tag: str, text: str) -> Any:
+    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.proto.types_pb2 import DT_STRING
+
+    tensor = {"dtype": DT_STRING, "string_val": [text.encode()]}
+    tensor["tensor_shape"] = {"dim": [{"size": 1}]}
+    return Summary.Value(tag=tag, metadata=_plugin("text", b""), tensor=tensor)
+
+
+def _image(tag: str, data: bytes, partly: Counter[str]) -> Any:
+    from PIL import Image
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    try:
+        with Image.open(BytesIO(data)) as image:
+            (width, height), channels = image.size, _CHANNELS.get(image.mode, 3)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        partly["image that cannot be read, shown as text"] += 1
+        return _text(tag, f"an image of {len(data)} bytes that cannot be read: {error}")
+    shown = Summary.Image(
+        height=height, width=width, colorspace=channels, encoded_image_string=data
+    )
+    return Summary.Value(tag=tag, image=shown)
+
+
+def _histogram(tag: str, value: dict[str, Any]) -> Any:
+    from tensorboardX.proto.summary_pb2 import HistogramProto, Summary
+
+    counts, edges = value["counts"], value["edges"]
+    histogram = HistogramProto(
+        min=value.get("min", edges[0]),
+        max=value.get("max", edges[-1]),
+        num=value.get("num", sum(counts)),
+        sum=value.get("sum", 0),
+        sum_squares=value.get("sum_squares", 0),
+        bucket_limit=edges[1:],  # right edges; the first left one is min
+        bucket=counts,
+    )
+    return Summary.Value(tag=tag, histo=histogram)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, default=repr)
+    except TypeError:  # a map whose keys JSON does not have
+        return repr(value)
+
+
+# --- hparams -----------------------------------------------------------------------------
+
+
+def _announce(folder: Path, params: Sequence[Record], partly: Counter[str]) -> None:
+    """Add parameters to those that the HPARAMS tab shows of a run."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+
+    path = folder / HPARAMS_FILE
+    data = HParamsPluginData()
+    with disk(path):
+        known = path.read_bytes() if path.exists() else b""
+    for frame in _unframe(known):
+        for value in Event.FromString(frame).summary.value:
+            data.ParseFromString(value.metadata.plugin_data.content)
+    info = data.session_start_info
+    info.start_time_secs = info.start_time_secs or params[0].time
+    for key, value, _, _ in params:
+        if key not in info.hparams and len(info.hparams) >= MAX_HPARAMS:
+            partly[f"param beyond {MAX_HPARAMS} in a run, shown as text only"] += 1
+        elif isinstance(value, bool):
+            info.hparams[key].bool_value = value
+        elif isinstance(value, (int, float)) and isfinite(value):
+            info.hparams[key].number_value = value
+        else:  # JSON, and so the HPARAMS tab, has no NaN
+            info.hparams[key].string_value = _show(value)[:MAX_HPARAM]
+    event = Event(wall_time=info.start_time_secs)
+    event.summary.value.add(
+        tag="_hparams_/session_start_info",
+        metadata=_plugin("hparams", data.SerializeToString(deterministic=True)),
+    )
+    content = bytes(_header(event.wall_time)) + _frame(event.SerializeToString())
+    if content != known:
+        with disk(path):
+            replace_file(path, [content], part=folder / ".hparams.part")
+
+
+def _session_end(status: str, wall_time: float) -> Any:
+    from tensorboardX.proto.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
+    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    data = HParamsPluginData()
+    data.session_end_info.status = STATUS_SUCCESS if status == "finished" else STATUS_FAILURE
+    data.session_end_info.end_time_secs = wall_time
+    metadata = _plugin("hparams", data.SerializeToString())
+    return Summary.Value(tag="_hparams_/session_end_info", metadata=metadata)
+
+
+def _plugin(name: str, content: bytes) -> Any:
+    from tensorboardX.proto.summary_pb2 import SummaryMetadata
+
+    return SummaryMetadata(plugin_data={"plugin_name": name, "content": content})
+
+
+# --- events → bytes ----------------------------------------------------------------------
+#
+#      ┌──────────────┬──────────────┬────────────┬───────────┐
+#      │ length       │ its checksum │ an Event   │ checksum  │   a TFRecord;
+#      │ 8 bytes      │ 4 bytes      │            │ 4 bytes   │   little-endian
+#      └──────────────┴──────────────┴────────────┴───────────┘
+
+
+def _header(wall_time: float) -> bytearray:
+    """What an event file begins with."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    event = Event(wall_time=wall_time, file_version="brain.Event:2")
+    return bytearray(_frame(event.SerializeToString()))
+
+
+def _frame(data: bytes) -> bytes:
+    return b"".join((_length(len(data)), data, _checksum(data)))
+
+
+def _unframe(frames: bytes) -> Iterator[bytes]:
+    at = 0
+    while at < len(frames):
+        (size,) = struct.unpack_from("<Q", frames, at)
+        yield frames[at + 12 : at + 12 + size]
+        at += 16 + size
+
+
+@lru_cache(maxsize=1024)
+def _length(size: int) -> bytes:
+    length = struct.pack("<Q", size)
+    return length + _checksum(length)
+
+
+def _checksum(data: bytes) -> bytes:
+    from crc32c import crc32c  # a look-up in sys.modules, next to nothing beside the rest
+
+    crc = crc32c(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -1,0 +1,85 @@
+"""The operator's commands, run as a person runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from harness import Daemon, jsonl, read_jsonl
+
+import zmqtrack
+
+Make = Callable[..., Daemon]
+
+
+def zmqtrack_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "zmqtrack.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_check_says_good_or_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "zmqtrack.yaml"
+    path.write_text("adapters:\n  - {type: jsonl, options: {dir: out}}\n")
+    good = zmqtrack_command("check", str(path))
+    assert (good.returncode, good.stdout) == (0, f"{path}: good, 1 adapters\n")
+    path.write_text("adapters:\n  - {type: jsnl}\n")
+    bad = zmqtrack_command("check", str(path))
+    assert bad.returncode == 78
+    assert bad.stderr.startswith(f"{path}:2: adapter jsnl.type: unknown adapter type 'jsnl'")
+
+
+def test_status_and_drain_tell_what_is_where(daemon: Make, tmp_path: Path) -> None:
+    with daemon([jsonl(tmp_path / "out")]) as served:
+        with zmqtrack.init("e", "r", "site-1", served.address) as run:
+            for i in range(10):
+                run.log_metric("a", i)
+        drained = zmqtrack_command("drain", "--address", served.address)
+        assert drained.returncode == 0 and drained.stdout.startswith("drained: every adapter")
+        shown = zmqtrack_command("status", "--address", served.address)
+        facts = json.loads(zmqtrack_command("status", "--json", "-a", served.address).stdout)
+    assert shown.returncode == 0
+    for word in ("site-1", "jsonl", "running", "12"):
+        assert word in shown.stdout
+    assert facts["adapters"]["jsonl"]["lag"] == 0
+    assert facts["adapters"]["jsonl"]["counters"]["delivered"] == 12
+    assert facts["losses"] == []
+
+
+def test_without_a_daemon_a_command_says_so_in_one_line(nobody: str) -> None:
+    done = zmqtrack_command("drain", "--address", nobody, "--timeout", "0.3")
+    assert done.returncode == 1
+    assert done.stderr == f"no daemon answers at {nobody} (waited 0.3 s)\n"
+
+
+def test_an_address_that_is_none_is_a_mistake_of_usage() -> None:
+    done = zmqtrack_command("status", "--address", "localhost")
+    assert done.returncode == 2
+    assert "'localhost' is no address" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_spool_list_shows_and_spool_send_delivers_what_was_left(
+    daemon: Make, tmp_path: Path, nobody: str
+) -> None:
+    assert "nothing waits" in zmqtrack_command("spool", "list").stdout
+    run = zmqtrack.init("e", "r", "s", nobody)
+    run.log_metrics({"a": 1, "b": 2}, step=1)
+    run.finish(timeout=0)
+    (facts,) = json.loads(zmqtrack_command("spool", "list", "--json").stdout)
+    assert (facts["site"], facts["records"], facts["address"]) == ("s", 4, nobody)
+    assert "tcp://" in zmqtrack_command("spool", "list").stdout
+    failed = zmqtrack_command("spool", "send", "--timeout", "0.2")
+    assert (failed.returncode, failed.stdout) == (1, "0 records delivered, 4 left\n")
+    out = tmp_path / "out"
+    with daemon([jsonl(out)]) as served:
+        sent = zmqtrack_command("spool", "send", "--address", served.address)
+        assert (sent.returncode, sent.stdout) == (0, "4 records delivered, 0 left\n")
+        served.drain()
+    assert [line["key"] for line in read_jsonl(out, "e", "r", "s")] == ["start", "a", "b", "end"]
+    assert not list((tmp_path / "spool").iterdir())

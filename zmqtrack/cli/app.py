@@ -1,0 +1,146 @@
+"""The command line: what each command is called, and what it asks for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__
+from ..control import DEFAULT_ADDRESS, ControlClient, check_address
+from ..errors import ControlError, ZMQTrackError
+from . import show, spools
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="zmqtrack",
+    help="Look after a zmqtrack daemon and the records that wait on this machine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+spool_app = typer.Typer(help="Records that wait on this machine for the daemon.")
+app.add_typer(spool_app, name="spool", no_args_is_help=True)
+
+Address = Annotated[
+    str, typer.Option("--address", "-a", envvar="ZMQTRACK_ADDRESS", help="The daemon's control.")
+]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
+Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait at most.")]
+SpoolDir = Annotated[
+    Path | None, typer.Option("--dir", help="The folder. Default: where writers keep theirs.")
+]
+
+
+@contextmanager
+def _daemon(address: str) -> Iterator[ControlClient]:
+    """A client; what goes wrong is said in a line, with exit code 1."""
+    try:
+        client = ControlClient(check_address(address))
+    except ValueError as error:
+        _fail(str(error), code=2)
+    try:
+        yield client
+    except ControlError as error:
+        _fail(str(error))
+    finally:
+        client.close()
+
+
+def _fail(message: str, code: int = 1) -> None:
+    typer.echo(message, err=True)
+    raise typer.Exit(code)
+
+
+def _print_json(facts: Any) -> None:
+    typer.echo(json.dumps(facts, indent=2, default=_jsonable))
+
+
+def _jsonable(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+@app.callback()
+def _main() -> None:
+    pass
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="A configuration file.")] = Path("zmqtrack.yaml"),
+) -> None:
+    """Say what is wrong with a configuration: file, line, key. Exit code 78 if anything is.
+
+    Example:  zmqtrack check configs/zmqtrack.yaml
+    """
+    # The daemon knows best; it is started as a process that only checks.
+    command = [sys.executable, "-m", "zmqtrack.daemon", "--check", "--config", str(file)]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+@app.command()
+def status(address: Address = DEFAULT_ADDRESS, as_json: AsJSON = False) -> None:
+    """Show sites, journal, adapters and every loss counter, on one screen.
+
+    Example:  zmqtrack status --json | jq .adapters
+    """
+    with _daemon(address) as client:
+        facts = client.request("status")
+    for name in ("id", "op", "v", "frames"):
+        facts.pop(name)
+    if as_json:
+        _print_json(facts)
+    else:
+        show.status(facts)
+
+
+@app.command()
+def drain(address: Address = DEFAULT_ADDRESS, timeout: Timeout = 60.0) -> None:
+    """Wait until every adapter has delivered all that is journalled now.
+
+    Exit code 1 if it takes longer than the time-out.
+    """
+    with _daemon(address) as client:
+        facts = client.request("drain", timeout=timeout)
+        typer.echo(f"drained: every adapter has delivered all up to offset {facts['head']}")
+
+
+@spool_app.command("list")
+def spool_list(directory: SpoolDir = None, as_json: AsJSON = False) -> None:
+    """Show the outboxes on this machine that are not empty."""
+    found = spools.find(directory)
+    if as_json:
+        _print_json(found)
+    else:
+        show.spools(found)
+
+
+@spool_app.command("send")
+def spool_send(
+    directory: SpoolDir = None,
+    timeout: Timeout = 60.0,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", "-a", help="Send there, not to where the writer would have."),
+    ] = None,
+) -> None:
+    """Deliver what processes that have ended left behind on this machine."""
+    try:
+        sent, left = spools.send(directory, timeout, address)
+    except (ZMQTrackError, ValueError) as error:
+        _fail(str(error))
+    typer.echo(f"{sent} records delivered, {left} left")
+    if left:
+        raise typer.Exit(1)

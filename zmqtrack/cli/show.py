@@ -1,0 +1,98 @@
+"""Facts, as a person reads them on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["spools", "status"]
+
+console = Console(highlight=False)
+
+#: Colours by the state of an adapter.
+_COLOURS = {"running": "green", "starting": "yellow", "retrying": "yellow", "blocked": "red"}
+
+
+def status(facts: dict[str, Any]) -> None:
+    journal, now = facts["journal"], facts["now"]
+    console.print(
+        f"zmqtrackd {facts['version']} at {facts['control']}, up "
+        f"{_age(now - facts['daemon']['started'])}; journal: offset {journal['head']}, "
+        f"{journal['batches']} batches, {_bytes(journal['bytes'])}"
+    )
+    table = Table("site", "experiment", "run", "records", "last seen", box=None)
+    rows: dict[tuple[str, str, str], list[float]] = {}
+    for stream in facts["streams"]:
+        experiment, run, site = stream["run"]
+        row = rows.setdefault((site, experiment, run), [0, 0.0])
+        row[0] += stream["records"]
+        row[1] = max(row[1], stream["last_seen"])
+    for (site, experiment, run), (records, seen) in sorted(rows.items()):
+        table.add_row(site, experiment, run, f"{records:.0f}", f"{_age(now - seen)} ago")
+    console.print(table if rows else "no site has logged yet")
+    table = Table("adapter", "state", "cursor", "lag", "delivered", "dead letters", "", box=None)
+    for name, adapter in facts["adapters"].items():
+        state = adapter["state"]
+        table.add_row(
+            name,
+            f"[{_COLOURS.get(state, 'red')}]{state}[/]",
+            str(adapter["cursor"]),
+            str(adapter["lag"]),
+            str(adapter["counters"].get("delivered", 0)),
+            str(adapter["counters"].get("dead_letters", 0)),
+            adapter.get("detail", ""),
+        )
+    console.print(table if facts["adapters"] else "no adapter has ever subscribed")
+    losses = [(loss["reason"], loss["site"], loss["n"]) for loss in facts["losses"]]
+    losses += [(reason, "", n) for reason, n in sorted(facts["daemon"]["refused"].items())]
+    for name, adapter in facts["adapters"].items():
+        losses += [
+            (reason, f"adapter {name}", n)
+            for reason, n in sorted(adapter["counters"].items())
+            if reason not in ("delivered", "retries", "dead_letters")
+        ]
+    if losses:
+        table = Table("refused, lost or held in part", "where", "count", box=None)
+        for reason, where, n in losses:
+            table.add_row(reason, where, str(n))
+        console.print(table)
+
+
+def spools(found: list[dict[str, Any]]) -> None:
+    if not found:
+        console.print("nothing waits on this machine")
+        return
+    table = Table("stream", "experiment", "run", "site", "records", "bytes", "for", box=None)
+    for spool in found:
+        if spool["state"] == "waiting":
+            table.add_row(
+                spool["stream"][:8],
+                spool["experiment"],
+                spool["run"],
+                spool["site"],
+                str(spool["records"]),
+                _bytes(spool["bytes"]),
+                spool["address"],
+            )
+    console.print(table)
+    for spool in found:
+        if spool["state"] != "waiting":
+            console.print(spool["detail"], soft_wrap=True)
+
+
+def _age(seconds: float) -> str:
+    seconds = max(0, round(seconds))
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

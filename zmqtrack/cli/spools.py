@@ -1,0 +1,65 @@
+"""What waits on this machine: the outboxes of writers that have ended."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from ..control import check_address
+from ..errors import SpoolError
+from ..link import Link
+from ..spool import Spool, default_directory, orphans
+
+__all__ = ["find", "send"]
+
+
+def find(directory: Path | None) -> list[dict[str, Any]]:
+    """Facts about each outbox in the folder, those in use and damaged ones included."""
+    found = []
+    for path in orphans(directory or default_directory()):
+        facts: dict[str, Any] = {"path": str(path), "stream": path.stem}
+        try:
+            spool = Spool.open(path)
+        except SpoolError as error:
+            found.append({**facts, "state": "not to be opened", "detail": str(error)})
+            continue
+        facts |= spool.run._asdict()
+        facts |= {
+            "state": "waiting",
+            "address": spool.address,
+            "records": spool.pending(),
+            "bytes": spool.bytes,
+        }
+        spool.close()
+        found.append(facts)
+    return found
+
+
+def send(directory: Path | None, timeout: float, address: str | None) -> tuple[int, int]:
+    """Deliver what can be opened; returns (records delivered, records left)."""
+    if address is not None:
+        check_address(address)
+    links = []
+    for path in orphans(directory or default_directory()):
+        try:
+            spool = Spool.open(path)
+        except SpoolError:
+            continue  # in use, or damaged: `list` says which
+        links.append(Link(spool, address or spool.address))
+    waiting = sum(link.spool.pending() for link in links)
+    deadline = time.monotonic() + timeout
+    poller = zmq.Poller()
+    for link in links:
+        poller.register(link.control, zmq.POLLIN)
+    while not all(link.done for link in links) and time.monotonic() < deadline:
+        for link in links:
+            link.pump()
+        poller.poll(50)
+    left = sum(link.spool.pending() for link in links)
+    for link in links:
+        link.close()
+        link.spool.close()
+    return waiting - left, left
