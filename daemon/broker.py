@@ -136,8 +136,9 @@ class Broker:
         self.received += 1
         known = self.journal.stream(header.stream)
         last = known.seq if known else 0
-        now = time.time()
-        if header.seq <= last:  # sent again: its acknowledgement was lost
+        if data_type == "lost":
+            self._account(header, last, frames[2])
+        elif header.seq <= last:  # sent again: its acknowledgement was lost
             self.duplicates += 1
             self._answer.setdefault(header.stream, "ack")
             self._mark_dirty()
@@ -148,10 +149,8 @@ class Broker:
         elif len(frames[2]) > self.config.max_body:
             detail = f"{len(frames[2])} bytes; at most {self.config.max_body}"
             self._reject(data_type, header, "too_large", detail)
-        elif data_type == "lost":
-            self._account(header, frames[2])
         else:
-            self.journal.append(data_type, header, frames[2], now)
+            self.journal.append(data_type, header, frames[2], time.time())
             self._answer[header.stream] = "ack"
             self._pending += 1
             self._mark_dirty()
@@ -188,17 +187,26 @@ class Broker:
                 ]
             )
 
-    def _account(self, header: Header, body: bytes) -> None:
-        """A writer tells what it had to give up: addressed to us, not to subscribers."""
-        try:
-            losses = wire.decode_body("lost", header, body)
-        except FrameError as error:
-            self._reject("lost", header, error.reason, error.detail)
-            return
-        self.journal.skip(header, time.time())
-        for loss in losses:
-            self.journal.count(loss.key[:64], header.run.site, loss.value)
-        self._answer[header.stream] = "ack"
+    def _account(self, header: Header, last: int, body: bytes) -> None:
+        """A writer tells what it had to give up: addressed to us, not to subscribers.
+
+        One such batch may stand for many: a record's step is then the seq in whose place it is.
+
+        Raises:
+            FrameError: it does not say what it should.
+        """
+        losses = wire.decode_body("lost", header, body)
+        if header.seq <= last:
+            self.duplicates += 1
+            self._answer.setdefault(header.stream, "ack")
+        elif min(loss.step or header.seq for loss in losses) > last + 1:
+            self._ask_to_resume(header, last)
+        else:
+            self.journal.skip(header, time.time())
+            for loss in losses:
+                if (loss.step or header.seq) > last:  # or it had arrived before it was given up
+                    self.journal.count(loss.key[:64], header.run.site, max(0, loss.value))
+            self._answer[header.stream] = "ack"
         self._mark_dirty()
 
     def _refuse(self, reason: str, detail: str) -> None:

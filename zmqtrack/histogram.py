@@ -206,6 +206,8 @@ def _edges(
             return [min(edges[0], low), *edges[1:-1], max(edges[-1], high)]
         width = _width(bins, high - low, num, deviation, quartiles)
         ratio = (high - low) / width if width > 0 else 1.0
+        if math.isnan(ratio):  # the span is too large for a float
+            ratio = math.log2(num) + 1
         return _equal(low, high, math.ceil(min(max(ratio, 1.0), MAX_BINS)))
     if isinstance(bins, int) or (hasattr(bins, "__index__") and getattr(bins, "ndim", 0) == 0):
         if isinstance(bins, bool) or not 1 <= int(bins) <= MAX_BINS:

@@ -70,6 +70,8 @@ def init(
     exit_timeout: float = 5.0,
     codec: str = "none",
     spool_dir: str | os.PathLike[str] | None = None,
+    spool_bytes: int = Spool.limit,
+    keep: str = Spool.keep,
 ) -> Run:
     """Begin to log as ``site`` in ``run`` of ``experiment``; returns at once.
 
@@ -88,6 +90,9 @@ def init(
         codec: ``"zstd"`` compresses batches (needs the package zstandard here and there).
         spool_dir: where what is undelivered is kept; ``ZMQTRACK_SPOOL_DIR``, else among the
             user's state files.
+        spool_bytes: how much may wait there. Beyond it records are given up and counted, never
+            ``run``, ``param`` and ``tag`` before others.
+        keep: which are kept then, the ``"newest"`` or the ``"oldest"``.
 
     Raises:
         TypeError, ValueError: an argument that cannot be used.
@@ -102,6 +107,8 @@ def init(
     address = check_address(address or environ("ZMQTRACK_ADDRESS") or DEFAULT_ADDRESS)
     if codec not in wire.CODECS:
         raise ValueError(f"codec {codec!r} is unknown; known are {', '.join(wire.CODECS)}")
+    if keep not in ("newest", "oldest"):
+        raise ValueError(f"keep is {keep!r}; it may be 'newest' or 'oldest'")
     if codec == "zstd":
         import zstandard  # noqa: F401 -- fail here, not in the sender thread
     new = Run(
@@ -109,6 +116,7 @@ def init(
         address,
         Path(spool_dir).absolute() if spool_dir is not None else default_directory(),
         exit_timeout=float(exit_timeout),
+        spool_limits=(int(spool_bytes), keep),
         sender_options={"flush_interval": float(flush_interval), "codec": wire.CODECS[codec]},
     )
     if config:
@@ -130,12 +138,14 @@ class Run:
         spool_dir: Path,
         *,
         exit_timeout: float,
+        spool_limits: tuple[int, str],
         sender_options: dict[str, Any],
     ) -> None:
         self.key = key
         self.address = address
         self.exit_timeout = exit_timeout
         self._spool_dir = spool_dir
+        self._spool_limits = spool_limits
         self._options = sender_options
         self._finished = False
         self._lock = threading.Lock()
@@ -152,9 +162,9 @@ class Run:
     def _start(self) -> None:
         """A new stream: spool, buffer and sender thread."""
         self._buffer: Buffer = Buffer()
-        self._sender = Sender(
-            Spool.create(self._spool_dir, self.key, self.address), self._buffer, **self._options
-        )
+        spool = Spool.create(self._spool_dir, self.key, self.address)
+        spool.limit, spool.keep = self._spool_limits
+        self._sender = Sender(spool, self._buffer, **self._options)
         self._append: Callable[[Entry], None] = self._buffer.append
         if self._options["flush_interval"] == 0:
             self._append = self._append_and_wake

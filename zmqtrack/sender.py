@@ -50,8 +50,6 @@ class Sender(threading.Thread):
         flush_interval: float,
         *,
         codec: int = wire.CODEC_PLAIN,
-        spool_bytes: int = 1 << 30,
-        keep: str = "newest",
     ) -> None:
         super().__init__(name=f"zmqtrack-{spool.run.run}", daemon=True)
         #: One reason for each record that had to be given up before it was packed.
@@ -60,8 +58,6 @@ class Sender(threading.Thread):
         self._buffer = buffer
         self._interval = flush_interval
         self._codec = codec
-        self._spool_bytes = spool_bytes
-        self._keep = keep
         self._unspooled: list[tuple[str, int, bytes]] = []  # packed, but the disk refused it
         self._flushes: collections.deque[threading.Event] = collections.deque()
         self._deadline: float | None = None
@@ -165,7 +161,11 @@ class Sender(threading.Thread):
             # What could not be kept is told in its place, so that the daemon can count it.
             lost = collections.Counter(self.lost.popleft() for _ in range(len(self.lost)))
             groups["lost"] = [[reason, n, None, time.time()] for reason, n in lost.items()]
-        for data_type, records in groups.items():
+        batches = list(groups.items())
+        if "run" in groups and groups["run"][-1][0] == "end":
+            # After all others, also where `finish` had no time to wait for them first.
+            batches.append(("run", [groups["run"].pop()]))
+        for data_type, records in batches:
             for start in range(0, len(records), BATCH_RECORDS):
                 for count, body in self._bodies(records[start : start + BATCH_RECORDS]):
                     self._unspooled.append((data_type, count, body))
@@ -199,10 +199,16 @@ class Sender(threading.Thread):
             header = wire.Header(self._spool.stream, seq, run, count, self._codec)
             batches.append(Outgoing(seq, data_type, count, wire.encode_header(header), body))
         try:
-            self._spool.append(batches)
+            shed = self._spool.append(batches)
         except sqlite3.Error as error:
             self._say_once("spool", f"cannot write {self._spool.path}: {error}; trying again")
             return False
+        if shed:
+            self._say_once(
+                "full",
+                f"{self._spool.path} is full ({self._spool.limit} bytes): records are given up and "
+                f"counted, the {self._spool.keep} are kept",
+            )
         self._said.discard("spool")
         self._unspooled = []
         return True

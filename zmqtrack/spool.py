@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import sqlite3
 import tempfile
+import time
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from . import wire
 from .errors import SpoolError
-from .records import RunKey
+from .records import Record, RunKey
 
 __all__ = ["Outgoing", "Spool", "default_directory", "orphans"]
+
+log = logging.getLogger("zmqtrack")
 
 SUFFIX = ".spool"
 
@@ -27,11 +33,14 @@ SUFFIX = ".spool"
 #: without them.
 PRECIOUS = ("run", "param", "tag")
 
+#: Most seqs that one batch of losses stands for.
+LOSSES = 5000
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS batch (
     seq INTEGER PRIMARY KEY, type TEXT NOT NULL, records INTEGER NOT NULL,
-    header BLOB NOT NULL, body BLOB NOT NULL);
+    header BLOB NOT NULL, body BLOB NOT NULL, checksum INTEGER NOT NULL);
 """
 
 
@@ -67,6 +76,10 @@ def default_directory() -> Path:
 class Spool:
     """Made by :meth:`create` or :meth:`open`; used by one thread at a time."""
 
+    #: Bytes of bodies at which it is full; then the ``newest`` or the ``oldest`` are kept.
+    limit = 1 << 30
+    keep = "newest"
+
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self._lock = lock
@@ -78,9 +91,9 @@ class Spool:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_SCHEMA)
             meta = dict(self._db.execute("SELECT key, value FROM meta"))
-            self.bytes, self.records = self._db.execute(
-                "SELECT coalesce(sum(length(body)), 0), coalesce(sum(records), 0) FROM batch"
-            ).fetchone()
+            self.bytes: int = self._db.execute(
+                "SELECT coalesce(sum(length(body)), 0) FROM batch"
+            ).fetchone()[0]
         except sqlite3.Error as error:
             os.close(lock)
             raise SpoolError(f"{path}: cannot be used as a spool: {error}") from error
@@ -135,43 +148,43 @@ class Spool:
             raise SpoolError(f"{path} is gone: all of it has been delivered")
         return cls(path, lock)
 
-    def append(self, batches: Iterable[Outgoing]) -> None:
+    def append(self, batches: Iterable[Outgoing]) -> int:
         """Commit batches, whose seqs continue :attr:`last`; on return they are on disk.
+
+        Where they would fill it beyond its limit, others, or they, are shed: a loss that is told
+        to the daemon takes their place. Returns how many records were shed.
 
         Raises:
             sqlite3.Error: nothing was stored; the same batches may be tried again.
         """
         batches = list(batches)
         with self._transaction():
-            self._db.executemany("INSERT INTO batch VALUES (?, ?, ?, ?, ?)", batches)
+            self._insert(batches)
+            self.bytes += sum(len(batch.body) for batch in batches)
+            self.last = batches[-1].seq
             self._forget()
-        self.last = batches[-1].seq
-        self.bytes += sum(len(batch.body) for batch in batches)
-        self.records += sum(batch.records for batch in batches)
+            return self._shed() if self.bytes > self.limit else 0
 
     def after(self, seq: int, limit: int) -> list[Outgoing]:
-        """Up to ``limit`` batches that follow ``seq``, in order."""
+        """Up to ``limit`` batches that follow ``seq``, in order; a damaged one as a loss."""
         rows = self._db.execute(
-            "SELECT seq, type, records, header, body FROM batch WHERE seq > ? ORDER BY seq LIMIT ?",
+            "SELECT seq, type, records, header, body, checksum FROM batch "
+            "WHERE seq > ? ORDER BY seq LIMIT ?",
             (max(seq, self.acked), limit),
-        )
-        return [Outgoing(*row) for row in rows]
+        ).fetchall()
+        damaged = [row for row in rows if _checksum(row[3], row[4]) != row[5]]
+        if damaged:
+            log.error(
+                "zmqtrack: %s: %d batches are damaged and count as lost", self.path, len(damaged)
+            )
+            with self._transaction():
+                self._replace_by_losses([(row[0], row[2]) for row in damaged], "spool_damaged")
+            return self.after(seq, limit)
+        return [Outgoing(*row[:5]) for row in rows]
 
     def acknowledge(self, seq: int) -> None:
         """All up to ``seq`` is the daemon's now; the rows go with the next commit."""
         self.acked = max(self.acked, min(seq, self.last))
-
-    def _forget(self) -> None:
-        gone = self._db.execute(
-            "SELECT coalesce(sum(length(body)), 0), coalesce(sum(records), 0) "
-            "FROM batch WHERE seq <= ?",
-            (self.acked,),
-        ).fetchone()
-        if gone[1]:
-            self._db.execute("DELETE FROM batch WHERE seq <= ?", (self.acked,))
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('acked', ?)", (self.acked,))
-            self.bytes -= gone[0]
-            self.records -= gone[1]
 
     def forget(self) -> None:
         """Remove acknowledged rows now rather than with the next append."""
@@ -185,30 +198,85 @@ class Spool:
         ).fetchone()[0]
         return count
 
-    def replace(self, batches: Iterable[Outgoing]) -> None:
-        """Put other content under seqs that are there already (what was shed)."""
-        with self._transaction():
-            self._db.executemany("INSERT OR REPLACE INTO batch VALUES (?, ?, ?, ?, ?)", batches)
-            self.bytes, self.records = self._db.execute(
-                "SELECT coalesce(sum(length(body)), 0), coalesce(sum(records), 0) FROM batch"
-            ).fetchone()
-
-    def sheddable(self, after: int) -> Iterator[Outgoing]:
-        """What may be shed to make room: oldest first, the precious last, none twice."""
-        marks = ",".join("?" * len(PRECIOUS))
-        return (
-            Outgoing(*row)
-            for row in self._db.execute(
-                "SELECT seq, type, records, header, body FROM batch WHERE seq > ? "
-                f"AND type != 'lost' ORDER BY type IN ({marks}), seq",
-                (after, *PRECIOUS),
-            )
+    def _insert(self, batches: Iterable[Outgoing]) -> None:
+        self._db.executemany(
+            "INSERT OR REPLACE INTO batch VALUES (?, ?, ?, ?, ?, ?)",
+            [(*batch, _checksum(batch.header, batch.body)) for batch in batches],
         )
+
+    def _forget(self) -> None:
+        gone = self._db.execute(
+            "SELECT count(*), coalesce(sum(length(body)), 0) FROM batch WHERE seq <= ?",
+            (self.acked,),
+        ).fetchone()
+        if gone[0]:
+            self._db.execute("DELETE FROM batch WHERE seq <= ?", (self.acked,))
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('acked', ?)", (self.acked,))
+            self.bytes -= gone[1]
+
+    # --- shedding -----------------------------------------------------------------------------
+
+    def _shed(self) -> int:
+        """Give up batches until a twentieth of the limit is free; returns records given up."""
+        marks = ",".join("?" * len(PRECIOUS))
+        order = "ASC" if self.keep == "newest" else "DESC"
+        excess = self.bytes - self.limit + self.limit // 20
+        victims: list[tuple[int, int]] = []
+        for seq, records, size in self._db.execute(
+            "SELECT seq, records, length(body) FROM batch WHERE type != 'lost' "
+            f"ORDER BY type IN ({marks}), seq {order}",
+            PRECIOUS,
+        ):
+            victims.append((seq, records))
+            excess -= size
+            if excess <= 0:
+                break
+        self._replace_by_losses(sorted(victims), "spool_full")
+        return sum(records for _, records in victims)
+
+    def _replace_by_losses(self, victims: list[tuple[int, int]], reason: str) -> None:
+        """Put a batch of losses in the place of (seq, records): seqs must not have holes.
+
+        Neighbours are merged, so that what is left of many batches is small.
+        """
+        run: list[Record] = []
+        for seq, records in victims:
+            if run and (run[-1].step != seq - 1 or len(run) >= LOSSES):
+                self._write_losses(run)
+                run = []
+            if not run:
+                run = self._losses_that_end_at(seq - 1)
+            run.append(Record(reason, records, seq, time.time()))
+        if run:
+            self._write_losses(run)
+
+    def _losses_that_end_at(self, seq: int) -> list[Record]:
+        row = self._db.execute(
+            "SELECT header, body FROM batch WHERE seq = ? AND type = 'lost'", (seq,)
+        ).fetchone()
+        if row is None:
+            return []
+        losses = wire.decode_body("lost", wire.decode_header(row[0]), row[1])
+        return losses if len(losses) < LOSSES else []
+
+    def _write_losses(self, losses: list[Record]) -> None:
+        first, last = losses[0].step, losses[-1].step
+        assert first is not None and last is not None
+        size = self._db.execute(
+            "SELECT coalesce(sum(length(body)), 0) FROM batch WHERE seq BETWEEN ? AND ?",
+            (first, last),
+        ).fetchone()[0]
+        self._db.execute("DELETE FROM batch WHERE seq BETWEEN ? AND ?", (first, last))
+        header = wire.encode_header(wire.Header(self.stream, last, self.run, len(losses)))
+        body = wire.encode_body(losses)
+        self._insert([Outgoing(last, "lost", len(losses), header, body)])
+        self.bytes += len(body) - size
+
+    # --- inside -------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        # The counters are put right by the caller only after the commit.
-        before = self.bytes, self.records
+        before = self.bytes, self.last
         try:
             self._db.execute("BEGIN IMMEDIATE")
             yield
@@ -216,7 +284,7 @@ class Spool:
         except BaseException:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            self.bytes, self.records = before
+            self.bytes, self.last = before
             raise
 
     def close(self) -> None:
@@ -248,6 +316,10 @@ def orphans(directory: Path) -> list[Path]:
         except FileNotFoundError:
             continue  # delivered and removed by its owner just now
     return [path for _, path in sorted(found)]
+
+
+def _checksum(header: bytes, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(header))
 
 
 def _lock_path(path: Path) -> Path:
