@@ -76,6 +76,7 @@ class Host:
         self._gathered: list[tuple[str, bytes, bytes]] = []
         self._gathered_bytes = 0
         self._dead: list[tuple[str, str, bytes, bytes]] = []  # type, reason, header, body
+        self._retried: list[int] = []  # dead letters that need no longer be kept
         self._state, self._detail = "starting", ""
         self._reported = 0.0
 
@@ -298,13 +299,28 @@ class Host:
             ],
             counters=self._context.counters,
             dead=[letter[:2] for letter in self._dead],
+            retried=self._retried,
             state=self._state,
             detail=self._detail,
         )
-        self._dead = []
+        self._dead, self._retried = [], []
         self._committed = self._position
         self._head = max(self._head, answer["head"])
         self._reported = time.monotonic()
+        if answer["retry"] and not self._stop.is_set():
+            self._retry(answer["retry"])
+
+    def _retry(self, ids: list[int]) -> None:
+        """Deliver dead letters that a person wants tried again; what is refused is buried anew."""
+        answer = self._ask("dlq_fetch", ids=ids)
+        frames = answer["frames"]
+        for (ident, _, data_type, _), header, body in zip(
+            answer["letters"], frames[::2], frames[1::2], strict=True
+        ):
+            batch = self._decode(data_type, header, body)
+            if batch is None or self._deliver_all([batch]):
+                self._retried.append(ident)
+        self._commit()
 
     def _report(self) -> None:
         """Tell the daemon our state without moving the cursor."""

@@ -28,6 +28,8 @@ log = logging.getLogger("zmqtrack.daemon")
 COMMIT_BATCHES = 500
 #: The head is published at least so often (seconds), so that subscribers notice a lost tail.
 HEARTBEAT = 0.5
+#: Between two looks for what can be trimmed, in seconds.
+HOUSEKEEPING = 1.0
 #: Wait after the disk refused a commit, in seconds.
 DISK_PAUSE = 1.0
 #: Messages that wait for one slow subscriber before it misses some and has to replay.
@@ -67,7 +69,9 @@ class Broker:
         self._accepting = True
         self._pending = 0  # batches since the last commit
         self._commit_due = 0.0
-        self._paused_until = 0.0
+        self._paused_until = 0.0  # the disk is full: no ingest before then
+        self._full = False  # the journal has reached its limit: no ingest either
+        self._housekeeping_due = 0.0
         self._head_published = 0.0
         self._routes: collections.OrderedDict[bytes, bytes] = collections.OrderedDict()
         self._answer: dict[bytes, str] = {}  # streams to be told their seq after the commit
@@ -86,16 +90,43 @@ class Broker:
             self._xpub.recv_multipart()  # a subscription; ZeroMQ has acted on it
         if self._pending >= COMMIT_BATCHES or self._is_due():
             self._commit()
-        if self._paused_until and time.monotonic() >= self._paused_until:
-            self._paused_until = 0.0
-            self._poller.modify(self._pull, zmq.POLLIN)
+        if self.journal.dirty:
+            self._mark_dirty()
+        if time.monotonic() >= self._housekeeping_due:
+            self._keep_house()
         if time.monotonic() - self._head_published > HEARTBEAT:
             self._publish_head(self.journal.head + 1, [])
+
+    def _keep_house(self) -> None:
+        """Trim what all have and nobody needs; hold the writers back when there is no room."""
+        self._housekeeping_due = time.monotonic() + HOUSEKEEPING
+        config, journal = self.config, self.journal
+        gone = journal.trim(
+            self._control.delivered(), time.time() - config.retain_time, config.retain_bytes
+        )
+        if gone:
+            self._housekeeping_due = 0.0  # there may be more
+        full = journal.bytes >= config.max_bytes
+        if full and not self._full:
+            log.warning(
+                "the journal holds %d bytes that not every adapter has (max_bytes %d): writers "
+                "keep their records until there is room",
+                journal.bytes,
+                config.max_bytes,
+            )
+        self._full = full
+        self._listen()
+
+    def _listen(self) -> None:
+        """Poll ingest only while what comes in can be kept: else it stays with the writers."""
+        if self._accepting:
+            held = self._full or time.monotonic() < self._paused_until
+            self._poller.modify(self._pull, 0 if held else zmq.POLLIN)
 
     def stop_accepting(self) -> None:
         """Take in what has arrived, commit it, and accept no more: writers keep the rest."""
         self._pull.unbind(self.ingest_address)
-        while self._pull.poll(50) and not self._paused_until:
+        while not self._full and self._pull.poll(50) and time.monotonic() >= self._paused_until:
             self._ingest()
             self._commit()
         self._poller.unregister(self._pull)
@@ -111,7 +142,7 @@ class Broker:
 
     def _ingest(self) -> None:
         """Take what has come in, up to one commit's worth."""
-        while self._pending < COMMIT_BATCHES:
+        while self._pending < COMMIT_BATCHES and self.journal.bytes < self.config.max_bytes:
             try:
                 frames = self._pull.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
@@ -231,7 +262,7 @@ class Broker:
         now = time.monotonic()
         if self._commit_due:
             timeout = min(timeout, max(0.0, self._commit_due - now))
-        return timeout
+        return min(timeout, max(0.0, self._housekeeping_due - now))
 
     def _commit(self) -> None:
         """Make it durable; only then acknowledge, and publish."""
@@ -256,7 +287,7 @@ class Broker:
             raise error  # a failed write or fsync: what the disk holds is unknown
         self._refuse("disk_full", f"{self.journal.path}: {error}; writers keep their records")
         self._paused_until = time.monotonic() + DISK_PAUSE
-        self._poller.modify(self._pull, 0)
+        self._listen()
 
     def _acknowledge(self) -> None:
         """Once for each stream, cumulatively, to its own writer."""
@@ -331,7 +362,8 @@ class Broker:
         """Facts about the loop, for the status."""
         return {
             "started": self.started,
-            "accepting": self._accepting,
+            "accepting": self._accepting and not self._full and not self._paused_until,
+            "journal_full": self._full,
             "received_batches": self.received,
             "duplicate_batches": self.duplicates,
             "refused": dict(self.refused),

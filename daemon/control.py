@@ -39,6 +39,10 @@ class Control:
             "report": self._report,
             "status": self._status,
             "drain": self._drain,
+            "dlq": self._dlq,
+            "dlq_fetch": self._dlq_fetch,
+            "dlq_retry": self._dlq_retry,
+            "dlq_drop": self._dlq_drop,
         }
 
     def serve(self, limit: int = 200) -> None:
@@ -175,14 +179,23 @@ class Control:
             dead, letters[::2], letters[1::2], strict=True
         ):
             self._journal.bury(name, data_type, header, body, reason, now)
+        if retried := request.get("retried"):
+            self._journal.unbury([int(ident) for ident in retried])
         self._note_state(name, request)
-        self._answer(identity, request, "committed", after_commit=True, head=self._journal.head)
+        self._answer(
+            identity,
+            request,
+            "committed",
+            after_commit=True,
+            head=self._journal.head,
+            retry=self._journal.to_retry(name),
+        )
         self._answer_drains()
 
     def _report(self, identity: bytes, request: dict[str, Any]) -> None:
         self._current(request["name"], request["session"])
         self._note_state(request["name"], request)
-        self._answer(identity, request, "reported")
+        self._answer(identity, request, "reported", retry=self._journal.to_retry(request["name"]))
 
     def _current(self, name: str, session: int) -> Cursor:
         cursor = self._journal.cursor(name)
@@ -202,7 +215,6 @@ class Control:
 
     def _status(self, identity: bytes, request: dict[str, Any]) -> None:
         head = self._journal.head
-        batches, size = self._journal.size()
         adapters = {}
         for name, cursor in self._journal.cursors():
             adapters[name] = {
@@ -224,8 +236,9 @@ class Control:
             journal={
                 "epoch": self._journal.epoch.hex(),
                 "head": head,
-                "batches": batches,
-                "bytes": size,
+                "batches": self._journal.batches,
+                "bytes": self._journal.bytes,
+                "file_bytes": self._journal.file_size(),
             },
             adapters=adapters,
             streams=[
@@ -247,11 +260,59 @@ class Control:
     def _answer_drains(self) -> None:
         if not self._drains:
             return
-        offsets = {name: cursor.offset for name, cursor in self._journal.cursors()}
-        slowest = min((offsets.get(name, 0) for name in self._required), default=self._journal.head)
+        slowest = self.delivered()
         for drain in [drain for drain in self._drains if drain[0] <= slowest]:
             self._drains.remove(drain)
             self._answer(drain[1], drain[2], "drained", after_commit=True, head=drain[0])
+
+    def delivered(self) -> int:
+        """The offset up to which every configured adapter has committed."""
+        offsets = {name: cursor.offset for name, cursor in self._journal.cursors()}
+        return min((offsets.get(name, 0) for name in self._required), default=self._journal.head)
+
+    def _dlq(self, identity: bytes, request: dict[str, Any]) -> None:
+        """Which dead letters there are, without their content; at most 1000."""
+        letters = self._journal.dead_letters(adapter=request.get("name"))
+        facts = []
+        for letter in letters[:1000]:
+            header = wire.decode_header(letter.header)
+            facts.append(
+                {
+                    "id": letter.id,
+                    "adapter": letter.adapter,
+                    "type": letter.type,
+                    "run": header.run,
+                    "records": header.count,
+                    "reason": letter.reason[:300],
+                    "time": letter.time,
+                    "retrying": bool(letter.retry),
+                }
+            )
+        self._answer(identity, request, "dlq", letters=facts, total=len(letters))
+
+    def _dlq_fetch(self, identity: bytes, request: dict[str, Any]) -> None:
+        """Dead letters whole: two frames (header, body) each."""
+        letters = self._journal.dead_letters(ids=_ids(request))
+        self._answer(
+            identity,
+            request,
+            "letters",
+            frames=[frame for letter in letters for frame in (letter.header, letter.body)],
+            letters=[[letter.id, letter.adapter, letter.type, letter.reason] for letter in letters],
+        )
+
+    def _dlq_retry(self, identity: bytes, request: dict[str, Any]) -> None:
+        n = self._journal.retry(_ids(request))
+        self._answer(identity, request, "done", after_commit=True, n=n)
+
+    def _dlq_drop(self, identity: bytes, request: dict[str, Any]) -> None:
+        """Give dead letters up for good: they are counted as lost."""
+        ids = _ids(request)
+        for letter in self._journal.dead_letters(ids=ids):
+            header = wire.decode_header(letter.header)
+            self._journal.count("dead_letter_dropped", header.run.site, header.count)
+        n = self._journal.unbury(ids)
+        self._answer(identity, request, "done", after_commit=True, n=n)
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -277,3 +338,7 @@ class Control:
             reason=reason,
             detail=detail,
         )
+
+
+def _ids(request: dict[str, Any]) -> list[int]:
+    return [int(ident) for ident in request["ids"]][:1000]

@@ -7,19 +7,23 @@ was appended is seen by readers only after :meth:`Journal.commit`.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import sqlite3
 import uuid
+import zlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgpack
 
 from zmqtrack import wire
 from zmqtrack.errors import ZMQTrackError
 
-__all__ = ["Cursor", "Entry", "Journal", "JournalError", "Stream"]
+__all__ = ["Cursor", "DeadLetter", "Entry", "Journal", "JournalError", "Stream"]
+
+log = logging.getLogger("zmqtrack.daemon")
 
 #: Version of the tables below.
 LAYOUT = 1
@@ -28,7 +32,8 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS batch (
     offset INTEGER PRIMARY KEY, type TEXT NOT NULL, site TEXT NOT NULL, time REAL NOT NULL,
-    header BLOB NOT NULL, body BLOB NOT NULL);
+    records INTEGER NOT NULL, checksum INTEGER NOT NULL, header BLOB NOT NULL,
+    body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS stream (
     id BLOB PRIMARY KEY, seq INTEGER NOT NULL, experiment TEXT NOT NULL, run TEXT NOT NULL,
     site TEXT NOT NULL, records INTEGER NOT NULL, first_seen REAL NOT NULL,
@@ -38,7 +43,8 @@ CREATE TABLE IF NOT EXISTS cursor (
     note BLOB NOT NULL, counters BLOB NOT NULL, time REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS dead_letter (
     id INTEGER PRIMARY KEY, adapter TEXT NOT NULL, type TEXT NOT NULL, header BLOB NOT NULL,
-    body BLOB NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL);
+    body BLOB NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL,
+    retry INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS counter (
     reason TEXT NOT NULL, site TEXT NOT NULL, n INTEGER NOT NULL,
     PRIMARY KEY (reason, site)) WITHOUT ROWID;
@@ -79,6 +85,19 @@ class Cursor(NamedTuple):
     time: float
 
 
+class DeadLetter(NamedTuple):
+    """What a tracker refused for good: frames as they were published, and why."""
+
+    id: int
+    adapter: str
+    type: str
+    header: bytes
+    body: bytes
+    reason: str
+    time: float
+    retry: int
+
+
 class Journal:
     """Opened in ``state_dir``, which it locks against a second daemon.
 
@@ -110,12 +129,19 @@ class Journal:
                 "SELECT max(coalesce((SELECT max(offset) FROM batch), 0),"
                 " coalesce((SELECT value FROM meta WHERE key = 'trimmed'), 0))"
             ).fetchone()[0]
+            #: Batches that are held, and bytes of their bodies.
+            self.batches: int
+            self.bytes: int
+            self.batches, self.bytes = self._db.execute(
+                "SELECT count(*), coalesce(sum(length(body)), 0) FROM batch"
+            ).fetchone()
         except sqlite3.Error as error:
             os.close(self._lock)
             raise JournalError(f"{self.path} cannot be used as the journal: {error}") from error
         except JournalError:
             os.close(self._lock)
             raise
+        self._before = self.batches, self.bytes  # as of the last commit
         self._appended: list[Entry] = []
         self._streams: dict[bytes, Stream] = {}
 
@@ -143,9 +169,20 @@ class Journal:
         packed = wire.encode_header(header)
         self._advance(header, header.seq, header.count, now)
         self._db.execute(
-            "INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?)",
-            (offset, data_type, header.run.site, now, packed, body),
+            "INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                offset,
+                data_type,
+                header.run.site,
+                now,
+                header.count,
+                _checksum(packed, body),
+                packed,
+                body,
+            ),
         )
+        self.batches += 1
+        self.bytes += len(body)
         self._appended.append(Entry(offset, data_type, header.run.site, packed, body))
 
     def skip(self, header: wire.Header, now: float) -> None:
@@ -167,12 +204,14 @@ class Journal:
             self._db.execute("COMMIT")
         appended, self._appended = self._appended, []
         self.head += len(appended)
+        self._before = self.batches, self.bytes
         return appended
 
     def rollback(self) -> None:
         """Drop what was appended since the last commit."""
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
+            self.batches, self.bytes = self._before
         self._appended.clear()
         self._streams.clear()
 
@@ -190,19 +229,63 @@ class Journal:
         """
         wanted = "" if types is None else f" AND type IN ({','.join('?' * len(types))})"
         rows = self._db.execute(
-            "SELECT offset, type, site, header, body FROM batch "
+            "SELECT offset, type, site, header, body, checksum, records FROM batch "
             f"WHERE offset > ? AND offset <= ?{wanted} ORDER BY offset",
             (after, self.head, *(types or ())),
         )
         page: list[Entry] = []
-        size = 0
-        for row in rows:
-            entry = Entry(*row)
+        damaged: list[tuple[int, str, int]] = []
+        size, upto = 0, self.head
+        for *fields, checksum, records in rows:
+            entry = Entry(*fields)
             if page and (len(page) >= max_batches or size + len(entry.body) > max_bytes):
-                return page, page[-1].offset
+                upto = entry.offset - 1
+                break
+            if _checksum(entry.header, entry.body) != checksum:
+                damaged.append((entry.offset, entry.site, records))
+                continue
             page.append(entry)
             size += len(entry.body)
-        return page, self.head
+        rows.close()
+        for offset, site, records in damaged:
+            self._give_up(offset, site, records)
+        return page, upto
+
+    def _give_up(self, offset: int, site: str, records: int) -> None:
+        """A batch that the disk no longer holds as it was written: count it, once."""
+        log.error(
+            "%s: the batch at offset %d is damaged; %d records of site %s are lost",
+            self.path,
+            offset,
+            records,
+            site,
+        )
+        self.count("journal_damaged", site, records)
+        self._db.execute("DELETE FROM batch WHERE offset = ?", (offset,))
+
+    def trim(self, delivered: int, before: float, retain: int, limit: int = 500) -> int:
+        """Remove batches that every adapter has: older than ``before``, or beyond ``retain`` bytes.
+
+        Oldest first, at most ``limit`` at a time; returns how many. It counts after
+        :meth:`commit`.
+        """
+        rows = self._db.execute(
+            "SELECT offset, time, length(body) FROM batch WHERE offset <= ? "
+            "ORDER BY offset LIMIT ?",
+            (min(delivered, self.head), limit),
+        ).fetchall()
+        gone, size, upto = 0, 0, 0
+        for offset, when, length in rows:
+            if when >= before and self.bytes - size <= retain:
+                break
+            gone, size, upto = gone + 1, size + length, offset
+        if gone:
+            self._begin()
+            self._db.execute("DELETE FROM batch WHERE offset <= ?", (upto,))
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('trimmed', ?)", (upto,))
+            self.batches -= gone
+            self.bytes -= size
+        return gone
 
     # --- cursors ------------------------------------------------------------------------------
 
@@ -235,6 +318,43 @@ class Journal:
             (adapter, data_type, header, body, reason, now),
         )
 
+    def dead_letters(
+        self, adapter: str | None = None, ids: Collection[int] | None = None
+    ) -> list[DeadLetter]:
+        """Those of one adapter or of all, or those with the given ids; oldest first."""
+        sql = "SELECT id, adapter, type, header, body, reason, time, retry FROM dead_letter"
+        values: tuple[Any, ...] = ()
+        if ids is not None:
+            sql, values = f"{sql} WHERE id IN ({','.join('?' * len(ids))})", tuple(ids)
+        elif adapter is not None:
+            sql, values = f"{sql} WHERE adapter = ?", (adapter,)
+        return [DeadLetter(*row) for row in self._db.execute(f"{sql} ORDER BY id", values)]
+
+    def retry(self, ids: Collection[int]) -> int:
+        """Mark dead letters for their adapters to try again; returns how many there are."""
+        self._begin()
+        marks = ",".join("?" * len(ids))
+        return self._db.execute(
+            f"UPDATE dead_letter SET retry = 1 WHERE id IN ({marks})", tuple(ids)
+        ).rowcount
+
+    def to_retry(self, adapter: str, limit: int = 100) -> list[int]:
+        return [
+            row[0]
+            for row in self._db.execute(
+                "SELECT id FROM dead_letter WHERE adapter = ? AND retry = 1 ORDER BY id LIMIT ?",
+                (adapter, limit),
+            )
+        ]
+
+    def unbury(self, ids: Collection[int]) -> int:
+        """Remove dead letters; returns how many there were."""
+        self._begin()
+        marks = ",".join("?" * len(ids))
+        return self._db.execute(
+            f"DELETE FROM dead_letter WHERE id IN ({marks})", tuple(ids)
+        ).rowcount
+
     # --- what is shown ------------------------------------------------------------------------
 
     def count(self, reason: str, site: str, n: int) -> None:
@@ -256,13 +376,12 @@ class Journal:
         )
         return [(row[0], Stream(row[1], (row[2], row[3], row[4]), *row[5:])) for row in rows]
 
-    def size(self) -> tuple[int, int]:
-        """Batches held, and bytes of the database file."""
-        batches = self._db.execute("SELECT count(*) FROM batch").fetchone()[0]
+    def file_size(self) -> int:
+        """Bytes of the database file; what was trimmed is used again, not given back."""
         pages, page = (
             self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
         )
-        return batches, pages * page
+        return int(pages * page)
 
     def close(self) -> None:
         self.rollback()
@@ -273,6 +392,7 @@ class Journal:
 
     def _begin(self) -> None:
         if not self._db.in_transaction:
+            self._before = self.batches, self.bytes
             self._db.execute("BEGIN IMMEDIATE")
 
     def _advance(self, header: wire.Header, seq: int, records: int, now: float) -> None:
@@ -293,6 +413,10 @@ class Journal:
         if len(self._streams) >= 10_000:  # a cache only: the table has them all
             self._streams.clear()
         self._streams[stream] = known
+
+
+def _checksum(header: bytes, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(header))
 
 
 def _lock(path: Path) -> int:

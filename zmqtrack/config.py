@@ -86,6 +86,13 @@ class DaemonConfig(_Section):
         0.01, description="Longest that a batch waits for others to share an fsync with."
     )
     max_body: Size = Field(8 << 20, le=8 << 20, description="Largest body of a batch.")
+    retain_time: Duration = Field(
+        7 * 86400.0, description="How long what every adapter has is kept for late adapters."
+    )
+    retain_bytes: Size = Field(2 << 30, description="How much of it is kept at most.")
+    max_bytes: Size = Field(
+        20 << 30, description="Size of the journal at which writers are held back."
+    )
     stop_timeout: Duration = Field(
         20.0, description="How long adapters may take to deliver what is left at a stop."
     )

@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 spool_app = typer.Typer(help="Records that wait on this machine for the daemon.")
 app.add_typer(spool_app, name="spool", no_args_is_help=True)
+dlq_app = typer.Typer(help="Dead letters: records that a tracker refused for good.")
+app.add_typer(dlq_app, name="dlq", no_args_is_help=True)
 
 Address = Annotated[
     str, typer.Option("--address", "-a", envvar="ZMQTRACK_ADDRESS", help="The daemon's control.")
@@ -36,6 +38,8 @@ Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait at mo
 SpoolDir = Annotated[
     Path | None, typer.Option("--dir", help="The folder. Default: where writers keep theirs.")
 ]
+
+Ids = Annotated[list[int], typer.Argument(help="Numbers that `dlq list` shows.")]
 
 
 @contextmanager
@@ -144,3 +148,42 @@ def spool_send(
     typer.echo(f"{sent} records delivered, {left} left")
     if left:
         raise typer.Exit(1)
+
+
+@dlq_app.command("list")
+def dlq_list(
+    address: Address = DEFAULT_ADDRESS,
+    adapter: Annotated[str | None, typer.Option(help="Only those of this adapter.")] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Show what trackers refused for good, and why."""
+    with _daemon(address) as client:
+        facts = client.request("dlq", name=adapter)
+    if as_json:
+        _print_json(facts["letters"])
+    else:
+        show.dead_letters(facts["letters"], facts["total"])
+
+
+@dlq_app.command("show")
+def dlq_show(ids: Ids, address: Address = DEFAULT_ADDRESS) -> None:
+    """Print dead letters whole, as JSON."""
+    with _daemon(address) as client:
+        answer = client.request("dlq_fetch", ids=ids)
+    _print_json(show.letters(answer["letters"], answer["frames"]))
+
+
+@dlq_app.command("retry")
+def dlq_retry(ids: Ids, address: Address = DEFAULT_ADDRESS) -> None:
+    """Have the adapters try dead letters again, say after the tracker was put right."""
+    with _daemon(address) as client:
+        n = client.request("dlq_retry", ids=ids)["n"]
+    typer.echo(f"{n} dead letters will be tried again")
+
+
+@dlq_app.command("drop")
+def dlq_drop(ids: Ids, address: Address = DEFAULT_ADDRESS) -> None:
+    """Give dead letters up for good; they are counted as lost."""
+    with _daemon(address) as client:
+        n = client.request("dlq_drop", ids=ids)["n"]
+    typer.echo(f"{n} dead letters dropped")

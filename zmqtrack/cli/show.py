@@ -7,7 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["spools", "status"]
+from .. import wire
+from ..errors import FrameError
+
+__all__ = ["dead_letters", "letters", "spools", "status"]
 
 console = Console(highlight=False)
 
@@ -80,6 +83,44 @@ def spools(found: list[dict[str, Any]]) -> None:
     for spool in found:
         if spool["state"] != "waiting":
             console.print(spool["detail"], soft_wrap=True)
+
+
+def dead_letters(letters: list[dict[str, Any]], total: int) -> None:
+    if not letters:
+        console.print("no dead letters")
+        return
+    table = Table("id", "adapter", "type", "experiment", "run", "site", "records", "why", box=None)
+    for letter in letters:
+        why = ("(to be tried again) " if letter["retrying"] else "") + letter["reason"]
+        table.add_row(
+            str(letter["id"]),
+            letter["adapter"],
+            letter["type"],
+            *letter["run"],
+            str(letter["records"]),
+            why,
+        )
+    console.print(table)
+    if total > len(letters):
+        console.print(f"and {total - len(letters)} more")
+
+
+def letters(facts: list[list[Any]], frames: list[bytes]) -> list[dict[str, Any]]:
+    """Dead letters with their records, or with the raw body where it cannot be decoded."""
+    found = []
+    for (ident, adapter, data_type, reason), header, body in zip(
+        facts, frames[::2], frames[1::2], strict=True
+    ):
+        decoded = wire.decode_header(header)
+        letter = {"id": ident, "adapter": adapter, "type": data_type, "reason": reason}
+        letter |= decoded.run._asdict() | {"stream": decoded.stream.hex(), "seq": decoded.seq}
+        try:
+            records = wire.decode_body(data_type, decoded, body)
+            letter["records"] = [record._asdict() for record in records]
+        except FrameError as error:
+            letter |= {"undecodable": str(error), "body": body.hex()}
+        found.append(letter)
+    return found
 
 
 def _age(seconds: float) -> str:
