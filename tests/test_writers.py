@@ -45,7 +45,10 @@ def wandb(spool: Spooled, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def losses(spool: Spooled) -> dict[str, int]:
-    return {key: count for key, count, _ in spool.values("lost")}
+    counts: dict[str, int] = {}
+    for key, count, _ in spool.values("lost"):
+        counts[key] = counts.get(key, 0) + count
+    return counts
 
 
 # --- TensorBoard ------------------------------------------------------------------------------

@@ -299,6 +299,10 @@ class Run:
             raise ValueError(f"{data_type!r} is built in: use the method for it, or another name")
         self._log(data_type, key, _plain(value), step, time)
 
+    def lose(self, reason: str) -> None:
+        """Count, under ``reason``, something that could not be logged; ``status`` shows it."""
+        self._append(("lost", reason, 1, None, _now()))
+
     # --- life ---------------------------------------------------------------------------------
 
     def flush(self, timeout: float | None = 10.0) -> bool:

@@ -160,7 +160,9 @@ class Sender(threading.Thread):
         if self.lost:
             # What could not be kept is told in its place, so that the daemon can count it.
             lost = collections.Counter(self.lost.popleft() for _ in range(len(self.lost)))
-            groups["lost"] = [[reason, n, None, time.time()] for reason, n in lost.items()]
+            groups.setdefault("lost", []).extend(
+                [reason, n, None, time.time()] for reason, n in lost.items()
+            )
         batches = list(groups.items())
         if "run" in groups and groups["run"][-1][0] == "end":
             # After all others, also where `finish` had no time to wait for them first.

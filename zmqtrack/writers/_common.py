@@ -23,7 +23,6 @@ import collections
 import functools
 import logging
 import os
-import types
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -93,8 +92,6 @@ class _Disabled(Run):
         self._buffer = collections.deque(maxlen=0)
         self._append = self._buffer.append
         self._large = 0
-        # What `lose` counts goes nowhere too.
-        self._sender = cast(Any, types.SimpleNamespace(lost=collections.deque(maxlen=0)))
 
     def _stall(self) -> None:
         self._large = 0
@@ -123,7 +120,7 @@ def lose(run: Run, what: str, text: str = "no tracker-neutral form of it exists"
 
     The daemon shows the count among its losses, as ``unsupported_WHAT``.
     """
-    run._sender.lost.append(f"unsupported_{what}")
+    run.lose(f"unsupported_{what}")
     note(what, f"not logged: {text}; such calls are counted as 'unsupported_{what}'")
 
 
