@@ -9,9 +9,9 @@ from pathlib import Path
 import msgpack
 import pytest
 import zmq
-from harness import Daemon, jsonl, read_jsonl
 
 import zmqtrack
+from harness import Daemon, jsonl, read_jsonl
 from zmqtrack import wire
 from zmqtrack.control import connect
 from zmqtrack.records import Record, RunKey

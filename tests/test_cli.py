@@ -8,9 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from harness import Daemon, jsonl, read_jsonl
-
 import zmqtrack
+from harness import Daemon, jsonl, read_jsonl
 
 Make = Callable[..., Daemon]
 

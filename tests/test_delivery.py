@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Daemon, jsonl, read_jsonl
 
 import zmqtrack
+from harness import Daemon, jsonl, read_jsonl
 
 Make = Callable[..., Daemon]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Daemon, jsonl, read_jsonl
 
 import zmqtrack
+from harness import Daemon, jsonl, read_jsonl
 
 Make = Callable[..., Daemon]
 

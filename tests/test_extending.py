@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 import zmq
-from harness import Daemon, jsonl, read_jsonl
 
 import zmqtrack
+from harness import Daemon, jsonl, read_jsonl
 from zmqtrack import wire
 from zmqtrack.control import connect
 

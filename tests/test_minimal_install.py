@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Daemon, jsonl, read_jsonl
 
 import zmqtrack
+from harness import Daemon, jsonl, read_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from spooled import Spooled, spool_fixture  # noqa: F401 -- a fixture
-from test_image import pixels
 
 import zmqtrack
 import zmqtrack.writers.mlflow
 import zmqtrack.writers.wandb
+from spooled import Spooled, spool_fixture  # noqa: F401 -- a fixture
+from test_image import pixels
 from zmqtrack.records import RunKey
 from zmqtrack.writers.mlflow import MLflowWriter
 from zmqtrack.writers.tensorboard import SummaryWriter

@@ -1,0 +1,3 @@
+"""The same fixtures as all other tests."""
+
+from __future__ import annotations
