@@ -14,9 +14,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from harness import Daemon
-
 import zmqtrack
+from harness import Daemon
 
 
 @pytest.fixture(autouse=True)

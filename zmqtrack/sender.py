@@ -226,12 +226,14 @@ class Sender(threading.Thread):
             try:
                 spool = Spool.open(path)
             except SpoolError as error:
-                log.debug("not adopted: %s", error)
+                if "damaged" in str(error):
+                    log.error("zmqtrack: %s", error)
+                    self.lost.append("spool_unreadable")
                 continue
-            if spool.address != self._spool.address:
+            if spool.address and spool.address != self._spool.address:
                 spool.close()
                 continue
-            self._links.append(Link(spool, spool.address))
+            self._links.append(Link(spool, self._spool.address))
             return
 
     def _release(self, own: Link) -> None:

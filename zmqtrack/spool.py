@@ -14,13 +14,12 @@ import sqlite3
 import tempfile
 import time
 import uuid
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from . import wire
-from .errors import SpoolError
+from . import damage, wire
+from .errors import FrameError, SpoolError
 from .records import Record, RunKey
 
 __all__ = ["Outgoing", "Spool", "default_directory", "orphans"]
@@ -146,7 +145,76 @@ class Spool:
             _lock_path(path).unlink(missing_ok=True)
             os.close(lock)
             raise SpoolError(f"{path} is gone: all of it has been delivered")
-        return cls(path, lock)
+        try:
+            spool = cls(path, os.dup(lock))
+            dropped = damage.dropped_commits(spool._db, path)
+            if not dropped and damage.is_sound(spool._db):
+                os.close(lock)
+                return spool
+            spool._db.close()
+            os.close(spool._lock)
+        except (SpoolError, sqlite3.DatabaseError):
+            dropped = 0
+        return cls._rescue(path, lock, dropped)
+
+    @classmethod
+    def _rescue(cls, path: Path, lock: int, dropped: int) -> Spool:
+        """Save from a damaged file what can be read, under the same stream; say what was lost.
+
+        Raises:
+            SpoolError: nothing can be read. The file is set aside.
+        """
+        aside = damage.set_aside(path)
+        old = sqlite3.connect(aside, isolation_level=None)
+        spool = cls(path, lock)
+        try:
+            with spool._transaction():
+                meta = dict(damage.readable_rows(old, "meta", "key"))
+                rows = {row[0]: row for row in damage.readable_rows(old, "batch", "seq")}
+                spool._restore(meta, rows, dropped)
+        except sqlite3.DatabaseError as error:
+            raise SpoolError(f"{aside} is damaged and cannot be read: {error}") from error
+        finally:
+            old.close()
+        if not rows and not meta:
+            spool.close()
+            raise SpoolError(f"{aside} is damaged: nothing of it could be read")
+        log.error(
+            "zmqtrack: %s was damaged: %d batches were saved, the file is kept as %s",
+            path,
+            len(rows),
+            aside,
+        )
+        return spool
+
+    def _restore(
+        self, meta: dict[str, Any], rows: dict[int, tuple[Any, ...]], dropped: int
+    ) -> None:
+        """Fill a new file with what was read of a damaged one, and losses between."""
+        for _, _, _, header, _, _ in rows.values():  # what meta no longer tells, headers do
+            with contextlib.suppress(FrameError):
+                known = wire.decode_header(header).run._asdict()
+                meta = {**known, **meta}
+                break
+        self.acked = int(meta.get("acked") or min(rows, default=1) - 1)
+        self.run = RunKey(*(str(meta.get(part, "unknown")) for part in RunKey._fields))
+        self.address = str(meta.get("address", ""))
+        meta |= {"acked": self.acked, "address": self.address, **self.run._asdict()}
+        self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
+        rows = {seq: row for seq, row in rows.items() if seq > self.acked}
+        self._db.executemany("INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?)", rows.values())
+        self.bytes = sum(len(row[4]) for row in rows.values())
+        self.last = max([self.acked, *rows])
+        covered = self.acked
+        holes: list[int] = []
+        for seq, (_, data_type, records, *_) in sorted(rows.items()):
+            first = seq - records + 1 if data_type == "lost" else seq
+            holes += range(covered + 1, first)
+            covered = seq
+        # How many records a batch had that is gone, nobody knows: it counts as one.
+        holes += range(covered + 1, covered + 1 + (dropped or 0))
+        self.last += dropped
+        self._replace_by_losses([(seq, 1) for seq in holes], "spool_damaged_batch")
 
     def append(self, batches: Iterable[Outgoing]) -> int:
         """Commit batches, whose seqs continue :attr:`last`; on return they are on disk.
@@ -172,7 +240,7 @@ class Spool:
             "WHERE seq > ? ORDER BY seq LIMIT ?",
             (max(seq, self.acked), limit),
         ).fetchall()
-        damaged = [row for row in rows if _checksum(row[3], row[4]) != row[5]]
+        damaged = [row for row in rows if damage.checksum(row[3], row[4]) != row[5]]
         if damaged:
             log.error(
                 "zmqtrack: %s: %d batches are damaged and count as lost", self.path, len(damaged)
@@ -201,7 +269,7 @@ class Spool:
     def _insert(self, batches: Iterable[Outgoing]) -> None:
         self._db.executemany(
             "INSERT OR REPLACE INTO batch VALUES (?, ?, ?, ?, ?, ?)",
-            [(*batch, _checksum(batch.header, batch.body)) for batch in batches],
+            [(*batch, damage.checksum(batch.header, batch.body)) for batch in batches],
         )
 
     def _forget(self) -> None:
@@ -316,10 +384,6 @@ def orphans(directory: Path) -> list[Path]:
         except FileNotFoundError:
             continue  # delivered and removed by its owner just now
     return [path for _, path in sorted(found)]
-
-
-def _checksum(header: bytes, body: bytes) -> int:
-    return zlib.crc32(body, zlib.crc32(header))
 
 
 def _lock_path(path: Path) -> Path:
