@@ -70,8 +70,13 @@ def run(spec: dict[str, Any], *, supervised: bool) -> int:
     state_dir = Path(spec["state_dir"]) / "adapters" / str(config.name)
     state_dir.mkdir(parents=True, exist_ok=True)
     lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    daemon_ended = threading.Event()
+    if supervised:
+        threading.Thread(target=_watch_stdin, args=(daemon_ended,), daemon=True).start()
     # An older process of this adapter may still finish its last delivery: wait for it.
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    while not _taken(lock):
+        if daemon_ended.wait(0.1):
+            return 0  # the next daemon starts a process of its own
     try:
         host = Host(config, spec["address"], state_dir)
     except loader.LoadError as error:
@@ -80,7 +85,7 @@ def run(spec: dict[str, Any], *, supervised: bool) -> int:
     signal.signal(signal.SIGTERM, lambda *_: host.stop())
     signal.signal(signal.SIGINT, lambda *_: host.stop())
     if supervised:
-        threading.Thread(target=_end_with_parent, args=(host,), daemon=True).start()
+        threading.Thread(target=_end_with, args=(daemon_ended, host), daemon=True).start()
     try:
         host.run()
     except Superseded as error:
@@ -92,10 +97,23 @@ def run(spec: dict[str, Any], *, supervised: bool) -> int:
     return 0
 
 
-def _end_with_parent(host: Host) -> None:
+def _taken(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _watch_stdin(daemon_ended: threading.Event) -> None:
     """The daemon holds the other end of stdin; at its death the pipe closes."""
     while sys.stdin.readline():
         pass
+    daemon_ended.set()
+
+
+def _end_with(daemon_ended: threading.Event, host: Host) -> None:
+    daemon_ended.wait()
     host.stop()
 
 

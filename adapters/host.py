@@ -10,12 +10,14 @@ when it has been slow.
 from __future__ import annotations
 
 import logging
+import os
 import random
+import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 
@@ -35,19 +37,36 @@ __all__ = ["Host", "Superseded"]
 GATHER_BATCHES = 256
 GATHER_BYTES = 16 << 20
 
-#: Waits between attempts, in seconds: the first, the longest, and while blocked.
+#: First wait before another attempt, in seconds, and the first while blocked. They double up
+#: to the configured ``retry_max``.
 RETRY_FIRST = 0.5
-RETRY_MAX = 60.0
-RETRY_BLOCKED = 60.0
+BLOCKED_FIRST = 5.0
+#: A trouble that only words itself anew is logged at most so often (seconds).
+SAY_AGAIN = 60.0
 
 #: Longest wait for something to come, in seconds: then it looks whether it shall stop.
 IDLE = 0.2
 #: The cursor is reported at least so often (seconds), so that the daemon sees us alive.
 REPORT = 5.0
+#: Dead letters that are tried again between two commits.
+RETRIED = 32
+#: A file that was refused is kept among the dead letters in pieces of this size.
+PIECE = 4 << 20
 
 
 class Superseded(Exception):
     """Another process has subscribed under this adapter's name: this one must end."""
+
+
+class _Letter(NamedTuple):
+    """A record that was refused, on its way to the dead letters with the cursor."""
+
+    offset: int
+    type: str
+    place: int  # of the first record, in its batch
+    reason: str
+    header: bytes
+    body: bytes
 
 
 class Host:
@@ -75,10 +94,11 @@ class Host:
         self._live: dict[int, tuple[str, bytes, bytes]] = {}  # published, not yet confirmed whole
         self._gathered: list[tuple[str, bytes, bytes]] = []
         self._gathered_bytes = 0
-        self._dead: list[tuple[str, str, bytes, bytes]] = []  # type, reason, header, body
+        self._dead: list[_Letter] = []
         self._retried: list[int] = []  # dead letters that need no longer be kept
         self._state, self._detail = "starting", ""
-        self._reported = 0.0
+        self._reported = self._said = 0.0
+        self._bugs: set[tuple[object, ...]] = set()  # exceptions whose traceback was logged
 
     def _wanted_types(self) -> frozenset[str] | None:
         """The data types to ask for; None: all."""
@@ -97,12 +117,16 @@ class Host:
             Superseded: another process has taken over this adapter's name.
         """
         note = self._subscribe()
-        if not self._attempt(lambda: self._adapter.open(note)):
+        if not self._attempt(lambda: self._open(note)):
             return
         self._state = "running"
+        self._reported = 0.0  # that it runs is told at once
         self._log.info("delivering from offset %d", self._position + 1)
+        stopping = False
         while True:
-            stopping = self._stop.is_set()
+            if not stopping and self._stop.is_set():
+                stopping = True
+                self._report()  # the answer says what is journalled by now
             self._gather()
             if not self._deliver():
                 break
@@ -110,6 +134,12 @@ class Host:
                 break
         self._adapter.close()
         self._log.info("stopped at offset %d", self._committed)
+
+    def _open(self, note: bytes) -> None:
+        try:
+            self._adapter.open(note)
+        except Refused as error:  # not a record's fault: a person must act
+            raise Blocked(str(error)) from error
 
     # --- receiving ----------------------------------------------------------------------------
 
@@ -126,11 +156,25 @@ class Host:
         self._position = self._committed = answer["offset"]
         self._head = answer["head"]
         self._context.counters.update(answer["counters"])
+        self._own_state(answer["cursor"])
         self._sub = connect(zmq.SUB, resolve(answer["publish"], self._address))
         for data_type in self._types if self._types is not None else [""]:
             self._sub.subscribe(wire.topic(data_type) if data_type else b"")
         self._sub.subscribe(wire.topic("head"))
         return bytes(answer["frames"][0])
+
+    def _own_state(self, cursor: bytes) -> None:
+        """The state folder lives and dies with the cursor: of a lost one nothing is in doubt."""
+        mark = self._context.state_dir / "cursor"
+        if mark.exists() and mark.read_bytes() == cursor:
+            return
+        for path in self._context.state_dir.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
+        (self._context.state_dir / "incoming").mkdir(exist_ok=True)
+        mark.write_bytes(cursor)
 
     def _gather(self) -> None:
         """Collect batches for one delivery: until the flush interval is over, or it is enough."""
@@ -206,19 +250,21 @@ class Host:
         if batches and not self._deliver_all(batches):
             return False
         self._gathered, self._gathered_bytes = [], 0
-        self._commit()
+        retry = self._commit()
         self._assembler.committed(batches)
+        while retry and not self._stop.is_set():
+            retry = self._retry(retry)
         return True
 
-    def _decode(self, data_type: str, header: bytes, body: bytes) -> Batch | None:
+    def _decode(self, data_type: str, header: bytes, body: bytes, place: int = 0) -> Batch | None:
         if self._adapter.types is not None and data_type not in self._adapter.types:
             self._context.count(f"unsupported_type:{data_type}", wire.decode_header(header).count)
             return None
         decoded = wire.decode_header(header)
         try:
-            batch = Batch(data_type, decoded, wire.decode_body(data_type, decoded, body))
+            batch = Batch(data_type, decoded, wire.decode_body(data_type, decoded, body), place)
         except FrameError as error:
-            self._bury(data_type, header, body, str(error), decoded.count)
+            self._bury(data_type, decoded, body, place, str(error))
             return None
         if data_type == "artifact":
             batch = self._assembler.assemble(batch)
@@ -232,14 +278,18 @@ class Host:
         except Refused as error:
             if len(batches) > 1:
                 middle = len(batches) // 2
-                halves = [batches[:middle], batches[middle:]]
-            elif len(batches[0]) > 1:
-                middle = len(batches[0]) // 2
-                halves = [[batches[0].part(0, middle)], [batches[0].part(middle, len(batches[0]))]]
-            else:
-                self._bury_record(batches[0], str(error))
-                return True
-            return all(self._deliver_all(half) for half in halves)
+                if not self._deliver_all(batches[:middle]):
+                    return False
+                if self._dead:  # so that one commit never carries those of many batches
+                    self._commit(batches[middle - 1].header.offset)
+                return self._deliver_all(batches[middle:])
+            (batch,) = batches
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                halves = batch.part(0, middle), batch.part(middle, len(batch))
+                return all(self._deliver_all([half]) for half in halves)
+            self._bury_record(batch, str(error))
+            return True
         self._context.counters["delivered"] = self._context.counters.get("delivered", 0) + sum(
             len(batch) for batch in batches
         )
@@ -251,82 +301,109 @@ class Host:
         Raises:
             Refused: to be handled by the caller.
         """
-        wait = RETRY_FIRST
+        wait, longest = RETRY_FIRST, self._config.retry_max
         while True:
             try:
                 action()
             except Refused:
                 raise
             except Blocked as error:
-                self._trouble("blocked", str(error), RETRY_BLOCKED)
+                self._trouble("blocked", str(error), min(max(wait, BLOCKED_FIRST), longest))
             except Unavailable as error:
-                self._trouble("retrying", str(error), error.retry_after or _jitter(wait))
+                asked = error.retry_after or 0.0
+                self._trouble("retrying", str(error), max(asked, _jitter(min(wait, longest))))
             except Exception as error:  # noqa: BLE001 -- an adapter's bug must not lose records
-                self._log.exception("the adapter failed; trying again")
-                self._trouble("retrying", f"{type(error).__name__}: {error}", _jitter(wait))
+                self._log_bug(error)
+                detail = f"{type(error).__name__}: {error}"
+                self._trouble("retrying", detail, _jitter(min(wait, longest)))
             else:
                 if self._state in ("blocked", "retrying"):
                     self._log.info("the tracker takes records again")
                     self._state, self._detail = "running", ""
                 return True
-            wait = min(2 * wait, RETRY_MAX)
+            wait = min(2 * wait, longest)
             if self._stop.is_set():
                 return False
 
+    def _log_bug(self, error: Exception) -> None:
+        """The traceback, once for each place in the code that raises: it may do so for ever."""
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = (type(error), *((trace.tb_frame.f_code, trace.tb_lineno) if trace else ()))
+        if place not in self._bugs:
+            self._bugs.add(place)
+            self._log.exception("the adapter failed; trying again (said once)")
+
     def _trouble(self, state: str, detail: str, wait: float) -> None:
         """Say so once, show it in the status, and wait."""
-        if (state, detail) != (self._state, self._detail):
+        now, detail = time.monotonic(), _sound(detail)
+        changed = state != self._state
+        if changed or (detail != self._detail and now - self._said > SAY_AGAIN):
+            self._said = now
             self._log.warning("%s: %s", state, detail)
         self._state, self._detail = state, detail
         self._context.counters["retries"] = self._context.counters.get("retries", 0) + 1
-        until = time.monotonic() + wait
-        while (left := until - time.monotonic()) > 0 and not self._stop.is_set():
-            if self._report_due():
+        while (left := now + wait - time.monotonic()) > 0 and not self._stop.is_set():
+            if changed or self._report_due():
                 self._report()
+                changed = False
             self._stop.wait(min(left, REPORT))
 
     # --- committing ---------------------------------------------------------------------------
 
-    def _commit(self) -> None:
+    def _commit(self, offset: int | None = None) -> list[int]:
+        """Move the cursor to ``offset``, else to all that was gathered; which letters to retry."""
+        whole, offset = offset is None, self._position if offset is None else offset
+        dead = [letter for letter in self._dead if whole or letter.offset <= offset]
         answer = self._ask(
             "commit",
             name=self._name,
             session=self._session,
-            offset=self._position,
+            offset=offset,
             frames=[
                 self._adapter.note(),
-                *(frame for letter in self._dead for frame in letter[2:]),
+                *(part for each in dead for part in (each.reason.encode(), each[4], each[5])),
             ],
             counters=self._context.counters,
-            dead=[letter[:2] for letter in self._dead],
+            dead=[[letter.type, letter.place] for letter in dead],
             retried=self._retried,
             state=self._state,
-            detail=self._detail,
+            detail=self._detail[:1000],
         )
-        self._dead, self._retried = [], []
-        self._committed = self._position
+        self._dead = [] if whole else [each for each in self._dead if each.offset > offset]
+        self._retried = []
+        self._committed = offset
         self._head = max(self._head, answer["head"])
         self._reported = time.monotonic()
-        if answer["retry"] and not self._stop.is_set():
-            self._retry(answer["retry"])
+        return list(answer["retry"])
 
-    def _retry(self, ids: list[int]) -> None:
-        """Deliver dead letters that a person wants tried again; what is refused is buried anew."""
-        answer = self._ask("dlq_fetch", ids=ids)
+    def _retry(self, ids: list[int]) -> list[int]:
+        """Deliver dead letters that a person wants tried again; what is refused is buried anew.
+
+        Returns those that are to be tried next.
+        """
+        answer = self._ask("dlq_fetch", ids=ids[:RETRIED])
         frames = answer["frames"]
-        for (ident, _, data_type, _), header, body in zip(
+        batches: list[Batch] = []
+        for (ident, _, data_type, _, place), header, body in zip(
             answer["letters"], frames[::2], frames[1::2], strict=True
         ):
-            batch = self._decode(data_type, header, body)
-            if batch is None or self._deliver_all([batch]):
-                self._retried.append(ident)
-        self._commit()
+            self._count_dead(-wire.decode_header(header).count)
+            batch = self._decode(data_type, header, body, place)
+            if batch is not None and not self._deliver_all([batch]):
+                break
+            self._retried.append(ident)
+            batches += [batch] if batch else []
+        retry = self._commit()
+        self._assembler.committed(batches)
+        return retry
 
     def _report(self) -> None:
         """Tell the daemon our state without moving the cursor."""
         self._reported = time.monotonic()
         try:
-            self._control.request(
+            answer = self._control.request(
                 "report",
                 timeout=1.0,
                 name=self._name,
@@ -338,21 +415,32 @@ class Host:
             if error.reason == "superseded":
                 raise Superseded(str(error)) from None
             self._log.debug("not reported: %s", error)
+        else:
+            self._head = max(self._head, answer["head"])
 
     def _report_due(self) -> bool:
         return time.monotonic() - self._reported > REPORT
 
     def _bury_record(self, batch: Batch, reason: str) -> None:
-        record = batch.records[0]
-        value = str(record.value) if batch.type == "artifact" else record.value
-        body = wire.encode_body([record._replace(value=value)])
-        header = wire.encode_header(batch.header._replace(count=1, codec=wire.CODEC_PLAIN))
-        self._bury(batch.type, header, body, reason, 1)
+        """Put a record among the dead letters; a file in its pieces, as it came."""
+        (record,) = batch.records
+        values = _pieces(record.value) if batch.type == "artifact" else iter([record.value])
+        header = batch.header._replace(count=1, codec=wire.CODEC_PLAIN)
+        for value in values:
+            body = wire.encode_body([record._replace(value=value)])
+            self._bury(batch.type, header, body, batch.first, reason)
 
-    def _bury(self, data_type: str, header: bytes, body: bytes, reason: str, n: int) -> None:
+    def _bury(
+        self, data_type: str, header: wire.Header, body: bytes, place: int, reason: str
+    ) -> None:
         """Put it among the dead letters, which are stored together with the cursor."""
-        self._context.count("dead_letters", n)
-        self._dead.append((data_type, reason[:2000], header, body))
+        self._count_dead(header.count)
+        reason, packed = _sound(reason[:2000]), wire.encode_header(header)
+        self._dead.append(_Letter(header.offset, data_type, place, reason, packed, body))
+
+    def _count_dead(self, n: int) -> None:
+        counters = self._context.counters
+        counters["dead_letters"] = counters.get("dead_letters", 0) + n
 
     def _ask(self, op: str, frames: Sequence[bytes] = (), **fields: Any) -> dict[str, Any]:
         """A request that must succeed: waits for a daemon that is away.
@@ -384,5 +472,18 @@ class Host:
         return time.monotonic() > self._stop_by
 
 
+def _sound(text: str) -> str:
+    """``text`` without what cannot be encoded: a message may hold the bytes of a file name."""
+    return text.encode(errors="replace").decode()
+
+
 def _jitter(wait: float) -> float:
     return wait * random.uniform(0.5, 1.0)
+
+
+def _pieces(path: Path) -> Iterator[list[Any]]:
+    """A file as the values of artifact records: [offset, size, bytes]."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for offset in range(0, size or 1, PIECE):
+            yield [offset, size, file.read(PIECE)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import resource
 import signal
 import sqlite3
 import sys
@@ -23,6 +24,8 @@ from .journal import Journal
 from .supervisor import Supervisor
 
 EX_CONFIG = 78
+#: Open files that we ask for: each writer has two connections, and the usual limit is 1024.
+OPEN_FILES = 65_536
 
 log = logging.getLogger("zmqtrack.daemon")
 
@@ -75,13 +78,18 @@ def serve(config: Config) -> int:
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _: stopping.append(received))
+    _raise_limit_of_open_files()
     journal = Journal(config.daemon.state_dir)
     names = [str(adapter.name) for adapter in config.adapters]
     broker = Broker(config.daemon, journal, names)
     address = broker.control_address
     (config.daemon.state_dir / "address").write_text(address + "\n")
     children = Supervisor(
-        config.adapters, address, config.daemon.state_dir, config.daemon.log_level
+        config.adapters,
+        address,
+        config.daemon.state_dir,
+        config.daemon.log_level,
+        broker.note_end,
     )
     log.info("listening at %s, journal in %s", address, config.daemon.state_dir)
     while not stopping:
@@ -99,6 +107,13 @@ def serve(config: Config) -> int:
     journal.close()
     log.info("stopped")
     return 0
+
+
+def _raise_limit_of_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 if __name__ == "__main__":

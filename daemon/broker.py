@@ -12,7 +12,7 @@ from typing import Any
 
 import zmq
 
-from zmqtrack import wire
+from zmqtrack import damage, wire
 from zmqtrack.config import DaemonConfig
 from zmqtrack.errors import FrameError, ZMQTrackError
 from zmqtrack.wire import Header
@@ -171,6 +171,9 @@ class Broker:
             self._account(header, last, frames[2])
         elif header.seq <= last:  # sent again: its acknowledgement was lost
             self.duplicates += 1
+            held = self.journal.check(header.stream, header.seq)
+            if held is not None and held != damage.checksum(b"", frames[2]):
+                self._quarantine(data_type, header, frames)
             self._answer.setdefault(header.stream, "ack")
             self._mark_dirty()
         elif header.seq > last + 1:
@@ -217,6 +220,21 @@ class Broker:
                     ),
                 ]
             )
+
+    def _quarantine(self, data_type: str, header: Header, frames: list[bytes]) -> None:
+        """Two writers under one stream, as when a machine or a spool was copied while in use.
+
+        What comes second is kept among the dead letters: it may be new, or from a stranger.
+        """
+        self._refuse(
+            "stream_conflict",
+            f"stream {header.stream.hex()} of {'/'.join(header.run)} "
+            f"has two writers: was its machine or spool copied? Its seq {header.seq} is "
+            "kept among the dead letters",
+        )
+        self.journal.bury(
+            "(quarantine)", data_type, frames[1], frames[2], "stream_conflict", time.time()
+        )
 
     def _account(self, header: Header, last: int, body: bytes) -> None:
         """A writer tells what it had to give up: addressed to us, not to subscribers.
@@ -316,6 +334,10 @@ class Broker:
 
     # --- for control --------------------------------------------------------------------------
 
+    def note_end(self, name: str, detail: str) -> None:
+        """An adapter's process has ended by itself."""
+        self._control.note_end(name, detail)
+
     def receive_control(self) -> list[bytes] | None:
         try:
             return self._router.recv_multipart(zmq.NOBLOCK)
@@ -345,6 +367,7 @@ class Broker:
         socket.linger = 0
         socket.set(zmq.HEARTBEAT_IVL, 2_000)
         socket.set(zmq.HEARTBEAT_TIMEOUT, 8_000)
+        socket.set(zmq.TCP_MAXRT, 8_000)
         socket.set(zmq.BACKLOG, 1024)
         if kind == zmq.XPUB:
             socket.set(zmq.SNDHWM, PUBLISH_HWM)

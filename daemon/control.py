@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from zmqtrack import __version__, wire
 from zmqtrack.errors import ControlError, FrameError
 from zmqtrack.records import check_name, check_type
 
-from .journal import Cursor
+from .journal import Cursor, DeadLetter
 
 if TYPE_CHECKING:
     from .broker import Broker
@@ -76,10 +77,12 @@ class Control:
 
     def _hello(self, identity: bytes, request: dict[str, Any]) -> None:
         """Who we are, where batches go, and for a writer the last seq that we hold."""
-        seq = None
+        seq = check = None
         stream = request.get("stream")
         if stream is not None:
             seq = self._greet_writer(identity, stream, request)
+            common = min(seq, int(request["last"]))
+            check = [common, self._journal.check(stream, common)]
         self._answer(
             identity,
             request,
@@ -88,10 +91,11 @@ class Control:
             after_commit=stream is not None,
             stream=stream,
             seq=seq,
+            check=check,
             version=__version__,
             epoch=self._journal.epoch,
-            ingest=self._broker.ingest_address,
-            publish=self._broker.publish_address,
+            ingest=self._broker.config.advertise_ingest or self._broker.ingest_address,
+            publish=self._publish_address(),
             max_body=self._broker.config.max_body,
             max_records=wire.MAX_RECORDS,
         )
@@ -120,7 +124,7 @@ class Control:
         cursor = self._journal.cursor(name)
         if cursor is None:
             offset = self._journal.head if request.get("start") == "now" else 0
-            cursor = Cursor(offset, 0, b"", {}, time.time())
+            cursor = Cursor(offset, 0, b"", {}, time.time(), os.urandom(8))
         cursor = cursor._replace(session=cursor.session + 1)
         self._journal.set_cursor(name, cursor)
         self._adapters[name] = {
@@ -136,13 +140,17 @@ class Control:
             "subscribed",
             after_commit=True,
             session=cursor.session,
+            cursor=cursor.ident,
             offset=cursor.offset,
             frames=[cursor.note],
             counters=cursor.counters,
             epoch=self._journal.epoch,
             head=self._journal.head,
-            publish=self._broker.publish_address,
+            publish=self._publish_address(),
         )
+
+    def _publish_address(self) -> str:
+        return self._broker.config.advertise_publish or self._broker.publish_address
 
     def _replay(self, identity: bytes, request: dict[str, Any]) -> None:
         """A page of the journal: what follows ``after``, of the wanted data types."""
@@ -173,14 +181,17 @@ class Control:
             raise ControlError(
                 "bad_offset", f"{offset} is not from {cursor.offset} to {self._journal.head}"
             )
-        self._journal.set_cursor(name, Cursor(offset, cursor.session, note, counters, now))
-        dead = request["dead"]
-        for (data_type, reason), header, body in zip(
-            dead, letters[::2], letters[1::2], strict=True
-        ):
-            self._journal.bury(name, data_type, header, body, reason, now)
+        new = cursor._replace(offset=offset, note=note, counters=counters, time=now)
+        self._journal.set_cursor(name, new)
+        # The same commit may come again, when our answer was late: none of it counts twice.
         if retried := request.get("retried"):
             self._journal.unbury([int(ident) for ident in retried])
+        dead = request["dead"]
+        for (data_type, place), reason, header, body in zip(
+            dead, letters[::3], letters[1::3], letters[2::3], strict=True
+        ):
+            reason = reason.decode(errors="replace")
+            self._journal.bury(name, data_type, header, body, reason, now, int(place))
         self._note_state(name, request)
         self._answer(
             identity,
@@ -195,13 +206,18 @@ class Control:
     def _report(self, identity: bytes, request: dict[str, Any]) -> None:
         self._current(request["name"], request["session"])
         self._note_state(request["name"], request)
-        self._answer(identity, request, "reported", retry=self._journal.to_retry(request["name"]))
+        self._answer(identity, request, "reported", head=self._journal.head)
 
     def _current(self, name: str, session: int) -> Cursor:
         cursor = self._journal.cursor(name)
         if cursor is None or cursor.session != session:
             raise ControlError("superseded", f"another process has taken over adapter {name!r}")
         return cursor
+
+    def note_end(self, name: str, detail: str) -> None:
+        """An adapter's process has ended by itself."""
+        known = self._adapters.setdefault(name, {"type": "", "types": None, "seen": 0.0})
+        known.update(state="ended", detail=detail)
 
     def _note_state(self, name: str, request: dict[str, Any]) -> None:
         known = self._adapters.setdefault(name, {"type": "", "types": None})
@@ -215,12 +231,16 @@ class Control:
 
     def _status(self, identity: bytes, request: dict[str, Any]) -> None:
         head = self._journal.head
+        dead = self._journal.count_dead_letters()
+        cursors = {name: Cursor(0, 0, b"", {}, 0.0) for name in self._required}
+        cursors |= dict(self._journal.cursors())
         adapters = {}
-        for name, cursor in self._journal.cursors():
+        for name, cursor in sorted(cursors.items()):
             adapters[name] = {
                 **self._adapters.get(name, {"type": "", "types": None, "state": "away"}),
                 "cursor": cursor.offset,
                 "lag": head - cursor.offset,
+                "dead_letters": dead.get(name, 0),
                 "counters": cursor.counters,
             }
         self._answer(
@@ -272,9 +292,9 @@ class Control:
 
     def _dlq(self, identity: bytes, request: dict[str, Any]) -> None:
         """Which dead letters there are, without their content; at most 1000."""
-        letters = self._journal.dead_letters(adapter=request.get("name"))
+        name = request.get("name")
         facts = []
-        for letter in letters[:1000]:
+        for letter in self._journal.dead_letters(adapter=name, brief=True):
             header = wire.decode_header(letter.header)
             facts.append(
                 {
@@ -283,22 +303,31 @@ class Control:
                     "type": letter.type,
                     "run": header.run,
                     "records": header.count,
-                    "reason": letter.reason[:300],
+                    "reason": letter.reason,
                     "time": letter.time,
                     "retrying": bool(letter.retry),
                 }
             )
-        self._answer(identity, request, "dlq", letters=facts, total=len(letters))
+        dead = self._journal.count_dead_letters()
+        total = sum(dead.values()) if name is None else dead.get(name, 0)
+        self._answer(identity, request, "dlq", letters=facts, total=total)
 
     def _dlq_fetch(self, identity: bytes, request: dict[str, Any]) -> None:
-        """Dead letters whole: two frames (header, body) each."""
-        letters = self._journal.dead_letters(ids=_ids(request))
+        """Dead letters whole: two frames (header, body) each; the first ones, if they are large."""
+        letters: list[DeadLetter] = []
+        for ident in sorted(_ids(request)):
+            letters += self._journal.dead_letters(ids=[ident])
+            if sum(len(letter.body) for letter in letters) >= PAGE_BYTES:
+                break
         self._answer(
             identity,
             request,
             "letters",
             frames=[frame for letter in letters for frame in (letter.header, letter.body)],
-            letters=[[letter.id, letter.adapter, letter.type, letter.reason] for letter in letters],
+            letters=[
+                [letter.id, letter.adapter, letter.type, letter.reason, letter.place]
+                for letter in letters
+            ],
         )
 
     def _dlq_retry(self, identity: bytes, request: dict[str, Any]) -> None:
@@ -341,4 +370,6 @@ class Control:
 
 
 def _ids(request: dict[str, Any]) -> list[int]:
-    return [int(ident) for ident in request["ids"]][:1000]
+    if len(request["ids"]) > 1000:
+        raise ControlError("too_many", "at most 1000 dead letters at a time")
+    return [int(ident) for ident in request["ids"]]

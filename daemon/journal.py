@@ -6,19 +6,19 @@ was appended is seen by readers only after :meth:`Journal.commit`.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import sqlite3
 import uuid
-import zlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgpack
 
-from zmqtrack import wire
+from zmqtrack import damage, wire
 from zmqtrack.errors import ZMQTrackError
 
 __all__ = ["Cursor", "DeadLetter", "Entry", "Journal", "JournalError", "Stream"]
@@ -28,27 +28,42 @@ log = logging.getLogger("zmqtrack.daemon")
 #: Version of the tables below.
 LAYOUT = 1
 
+#: A journal that was closed in order is looked through at the start up to this size, in bytes.
+CHECKED_AT_START = 256 << 20
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS batch (
     offset INTEGER PRIMARY KEY, type TEXT NOT NULL, site TEXT NOT NULL, time REAL NOT NULL,
-    records INTEGER NOT NULL, checksum INTEGER NOT NULL, header BLOB NOT NULL,
-    body BLOB NOT NULL);
+    stream BLOB NOT NULL, seq INTEGER NOT NULL, records INTEGER NOT NULL,
+    checksum INTEGER NOT NULL, header BLOB NOT NULL, body BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS batch_of_stream ON batch (stream, seq);
 CREATE TABLE IF NOT EXISTS stream (
     id BLOB PRIMARY KEY, seq INTEGER NOT NULL, experiment TEXT NOT NULL, run TEXT NOT NULL,
     site TEXT NOT NULL, records INTEGER NOT NULL, first_seen REAL NOT NULL,
     last_seen REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cursor (
     name TEXT PRIMARY KEY, offset INTEGER NOT NULL, session INTEGER NOT NULL,
-    note BLOB NOT NULL, counters BLOB NOT NULL, time REAL NOT NULL) WITHOUT ROWID;
+    note BLOB NOT NULL, counters BLOB NOT NULL, time REAL NOT NULL,
+    ident BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS dead_letter (
-    id INTEGER PRIMARY KEY, adapter TEXT NOT NULL, type TEXT NOT NULL, header BLOB NOT NULL,
-    body BLOB NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL,
-    retry INTEGER NOT NULL DEFAULT 0);
+    id INTEGER PRIMARY KEY AUTOINCREMENT, adapter TEXT NOT NULL, type TEXT NOT NULL,
+    header BLOB NOT NULL, body BLOB NOT NULL, place INTEGER NOT NULL, reason TEXT NOT NULL,
+    time REAL NOT NULL, retry INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS dead_letter_of ON dead_letter (adapter, header, place);
 CREATE TABLE IF NOT EXISTS counter (
     reason TEXT NOT NULL, site TEXT NOT NULL, n INTEGER NOT NULL,
     PRIMARY KEY (reason, site)) WITHOUT ROWID;
 """
+
+
+#: Tables beside that of the batches, and what names a row of each.
+TABLES = (
+    ("stream", "id"),
+    ("cursor", "name"),
+    ("dead_letter", "id"),
+    ("counter", "reason || char(0) || site"),
+)
 
 
 class JournalError(ZMQTrackError):
@@ -76,23 +91,31 @@ class Stream(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """How far one adapter has come, with what it asked to keep with that."""
+    """How far one adapter has come, with what it asked to keep with that.
+
+    ``ident`` names this cursor: when it is lost with its journal, the next has another.
+    """
 
     offset: int
     session: int
     note: bytes
     counters: dict[str, int]
     time: float
+    ident: bytes = b""
 
 
 class DeadLetter(NamedTuple):
-    """What a tracker refused for good: frames as they were published, and why."""
+    """What a tracker refused for good, and why: frames as they were published.
+
+    ``place`` is where the first of its records stood in its batch.
+    """
 
     id: int
     adapter: str
     type: str
     header: bytes
     body: bytes
+    place: int
     reason: str
     time: float
     retry: int
@@ -110,25 +133,23 @@ class Journal:
         self.path = state_dir / "journal.db"
         self._lock = _lock(state_dir / "lock")
         try:
-            self._db = sqlite3.connect(self.path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA)
+            self._db = self._open()
             meta = dict(self._db.execute("SELECT key, value FROM meta"))
             if "epoch" not in meta:
                 meta = {"epoch": uuid.uuid4().bytes, "layout": LAYOUT}
                 self._db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-            if meta["layout"] != LAYOUT:
+            if meta.get("layout", LAYOUT) != LAYOUT:
                 raise JournalError(
                     f"{self.path} has layout {meta['layout']}; this version reads {LAYOUT}"
                 )
             #: Names this journal; a lost or restored one has another.
             self.epoch: bytes = meta["epoch"]
             #: Offset of the last committed batch; 0 if there never was one.
-            self.head: int = self._db.execute(
-                "SELECT max(coalesce((SELECT max(offset) FROM batch), 0),"
-                " coalesce((SELECT value FROM meta WHERE key = 'trimmed'), 0))"
-            ).fetchone()[0]
+            self.head: int = max(
+                self._db.execute("SELECT coalesce(max(offset), 0) FROM batch").fetchone()[0],
+                meta.get("trimmed", 0),
+                meta.get("floor", 0),
+            )
             #: Batches that are held, and bytes of their bodies.
             self.batches: int
             self.bytes: int
@@ -144,6 +165,44 @@ class Journal:
         self._before = self.batches, self.bytes  # as of the last commit
         self._appended: list[Entry] = []
         self._streams: dict[bytes, Stream] = {}
+
+    def _open(self) -> sqlite3.Connection:
+        """The database; where it is damaged, a new one with all that could be read of it.
+
+        Raises:
+            sqlite3.Error: it cannot be opened at all (permissions, a full disk).
+        """
+        existed = self.path.exists()
+        log_before = damage.WriteAheadLog(self.path)
+        db = sqlite3.connect(self.path, isolation_level=None)
+        try:
+            _prepare(db)
+            if not existed:
+                return db
+            dropped = log_before.dropped_commits(db)
+            if dropped:
+                log.error(
+                    "the write-ahead log of %s was damaged; %d commits behind the damage are taken",
+                    self.path,
+                    dropped,
+                )
+                db.close()
+                log_before.mend()
+                db = sqlite3.connect(self.path, isolation_level=None)
+                _prepare(db)
+            clean = db.execute("SELECT value FROM meta WHERE key = 'clean'").fetchone() == (1,)
+            size = self.path.stat().st_size
+            if (clean and size > CHECKED_AT_START) or damage.is_sound(db, _SCHEMA):
+                db.execute("INSERT OR REPLACE INTO meta VALUES ('clean', 0)")
+                return db
+        except sqlite3.OperationalError as error:
+            db.close()
+            if "disk I/O error" not in str(error):  # which is how a file cut short shows
+                raise
+        except sqlite3.DatabaseError as error:
+            log.error("%s: %s", self.path, error)
+        db.close()
+        return _salvage(self.path)
 
     # --- batches ------------------------------------------------------------------------------
 
@@ -169,14 +228,16 @@ class Journal:
         packed = wire.encode_header(header)
         self._advance(header, header.seq, header.count, now)
         self._db.execute(
-            "INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 offset,
                 data_type,
                 header.run.site,
                 now,
+                header.stream,
+                header.seq,
                 header.count,
-                _checksum(packed, body),
+                damage.checksum(packed, body),
                 packed,
                 body,
             ),
@@ -184,6 +245,13 @@ class Journal:
         self.batches += 1
         self.bytes += len(body)
         self._appended.append(Entry(offset, data_type, header.run.site, packed, body))
+
+    def check(self, stream: bytes, seq: int) -> int | None:
+        """Checksum of the body that is held under a stream and seq; None if none is (any more)."""
+        row = self._db.execute(
+            "SELECT body FROM batch WHERE stream = ? AND seq = ?", (stream, seq)
+        ).fetchone()
+        return None if row is None else damage.checksum(b"", row[0])
 
     def skip(self, header: wire.Header, now: float) -> None:
         """Count ``header.seq`` as dealt with, without keeping a batch."""
@@ -241,7 +309,7 @@ class Journal:
             if page and (len(page) >= max_batches or size + len(entry.body) > max_bytes):
                 upto = entry.offset - 1
                 break
-            if _checksum(entry.header, entry.body) != checksum:
+            if damage.checksum(entry.header, entry.body) != checksum:
                 damaged.append((entry.offset, entry.site, records))
                 continue
             page.append(entry)
@@ -291,16 +359,17 @@ class Journal:
 
     def cursor(self, name: str) -> Cursor | None:
         row = self._db.execute(
-            "SELECT offset, session, note, counters, time FROM cursor WHERE name = ?", (name,)
+            "SELECT offset, session, note, counters, time, ident FROM cursor WHERE name = ?",
+            (name,),
         ).fetchone()
-        return row and Cursor(row[0], row[1], row[2], msgpack.unpackb(row[3]), row[4])
+        return row and Cursor(row[0], row[1], row[2], msgpack.unpackb(row[3]), row[4], row[5])
 
     def set_cursor(self, name: str, cursor: Cursor) -> None:
         """Move a cursor; it counts after :meth:`commit`."""
         self._begin()
         self._db.execute(
-            "INSERT OR REPLACE INTO cursor VALUES (?, ?, ?, ?, ?, ?)",
-            (name, *cursor[:3], msgpack.packb(cursor.counters), cursor.time),
+            "INSERT OR REPLACE INTO cursor VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (name, *cursor[:3], msgpack.packb(cursor.counters), *cursor[4:]),
         )
 
     def cursors(self) -> list[tuple[str, Cursor]]:
@@ -308,27 +377,52 @@ class Journal:
         return [(name, cursor) for name in names if (cursor := self.cursor(name))]
 
     def bury(
-        self, adapter: str, data_type: str, header: bytes, body: bytes, reason: str, now: float
+        self,
+        adapter: str,
+        data_type: str,
+        header: bytes,
+        body: bytes,
+        reason: str,
+        now: float,
+        place: int = 0,
     ) -> None:
-        """Keep what a tracker refused for good; it counts after :meth:`commit`."""
+        """Keep what a tracker refused for good, once; it counts after :meth:`commit`."""
         self._begin()
         self._db.execute(
-            "INSERT INTO dead_letter (adapter, type, header, body, reason, time) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
-            (adapter, data_type, header, body, reason, now),
+            "INSERT INTO dead_letter (adapter, type, header, body, place, reason, time) "
+            "SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE NOT EXISTS (SELECT 1 FROM dead_letter "
+            "WHERE adapter = ?1 AND header = ?3 AND place = ?5 AND body = ?4)",
+            (adapter, data_type, header, body, place, reason, now),
         )
 
     def dead_letters(
-        self, adapter: str | None = None, ids: Collection[int] | None = None
+        self,
+        adapter: str | None = None,
+        ids: Collection[int] | None = None,
+        *,
+        brief: bool = False,
     ) -> list[DeadLetter]:
-        """Those of one adapter or of all, or those with the given ids; oldest first."""
-        sql = "SELECT id, adapter, type, header, body, reason, time, retry FROM dead_letter"
+        """Those of one adapter or of all, or those with the given ids; oldest first.
+
+        Brief: 1000 at most, without their bodies, and of the reason what fits a screen.
+        """
+        columns, most = "header, body, place, reason", -1
+        if brief:
+            columns, most = "header, x'', place, substr(reason, 1, 300)", 1000
+        sql = f"SELECT id, adapter, type, {columns}, time, retry FROM dead_letter"
         values: tuple[Any, ...] = ()
         if ids is not None:
             sql, values = f"{sql} WHERE id IN ({','.join('?' * len(ids))})", tuple(ids)
         elif adapter is not None:
             sql, values = f"{sql} WHERE adapter = ?", (adapter,)
-        return [DeadLetter(*row) for row in self._db.execute(f"{sql} ORDER BY id", values)]
+        return [
+            DeadLetter(*row)
+            for row in self._db.execute(f"{sql} ORDER BY id LIMIT ?", (*values, most))
+        ]
+
+    def count_dead_letters(self) -> dict[str, int]:
+        """How many each adapter has."""
+        return dict(self._db.execute("SELECT adapter, count(*) FROM dead_letter GROUP BY adapter"))
 
     def retry(self, ids: Collection[int]) -> int:
         """Mark dead letters for their adapters to try again; returns how many there are."""
@@ -385,6 +479,7 @@ class Journal:
 
     def close(self) -> None:
         self.rollback()
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('clean', 1)")
         self._db.close()
         os.close(self._lock)
 
@@ -415,8 +510,85 @@ class Journal:
         self._streams[stream] = known
 
 
-def _checksum(header: bytes, body: bytes) -> int:
-    return zlib.crc32(body, zlib.crc32(header))
+def _prepare(db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=FULL")
+    db.executescript(_SCHEMA)
+
+
+def _salvage(path: Path) -> sqlite3.Connection:
+    """Set a damaged journal aside, and begin a new one with what can be read of it.
+
+    Offsets and cursors stay what they are. The epoch is another, so that writers and subscribers
+    learn of it; what is missing is counted in batches, for nobody knows of how many records.
+    """
+    aside = damage.set_aside(path)
+    old = sqlite3.connect(aside, isolation_level=None)
+    meta = dict(damage.readable_rows(old, "meta", "key"))
+    if not meta and next(damage.readable_rows(old, "batch", "offset"), None) is None:
+        old.close()
+        aside.rename(path)
+        raise JournalError(
+            f"{path} is damaged, or no journal: nothing of it can be read. "
+            "Move it away to begin with an empty one"
+        )
+    new = sqlite3.connect(path, isolation_level=None)
+    _prepare(new)
+    new.execute("BEGIN")
+    seqs: dict[bytes, tuple[int, wire.Header]] = {}
+    saved = last = 0
+    for row in damage.readable_rows(old, "batch", "offset"):
+        kinds = [type(part) for part in row]
+        if kinds != [int, str, str, float, bytes, int, int, int, bytes, bytes]:
+            continue
+        offset, *_, checksum, header, body = row
+        if damage.checksum(header, body) != checksum:
+            continue
+        decoded = wire.decode_header(header)
+        if decoded.seq > seqs.get(decoded.stream, (0, decoded))[0]:
+            seqs[decoded.stream] = decoded.seq, decoded
+        new.execute(f"INSERT INTO batch VALUES ({', '.join('?' * len(row))})", row)
+        saved, last = saved + 1, max(last, offset)
+    for table, key in TABLES:
+        for row in damage.readable_rows(old, table, key):
+            marks = ", ".join("?" * len(row))
+            with contextlib.suppress(sqlite3.Error):  # not what was written: damaged too
+                new.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", row)
+    old.close()
+    for stream, (seq, decoded) in seqs.items():  # a stream must not fall behind its batches
+        new.execute(
+            "INSERT INTO stream VALUES (?, ?, ?, ?, ?, 0, 0, 0) "
+            "ON CONFLICT (id) DO UPDATE SET seq = max(seq, excluded.seq)",
+            (stream, seq, *decoded.run),
+        )
+    # New offsets must lie beyond all that any cursor has passed.
+    cursors = new.execute("SELECT coalesce(max(offset), 0) FROM cursor").fetchone()[0]
+    trimmed = meta.get("trimmed", 0)
+    trimmed = trimmed if isinstance(trimmed, int) else 0
+    # At least one: where everything seems to be there, what was damaged is not known.
+    seqs_told = new.execute("SELECT coalesce(sum(seq), 0) FROM stream").fetchone()[0]
+    lost = max(1, max(last, cursors, seqs_told) - trimmed - saved)
+    new.executemany(
+        "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+        [
+            ("epoch", uuid.uuid4().bytes),
+            ("layout", LAYOUT),
+            ("trimmed", trimmed),
+            ("floor", max(trimmed, last, cursors)),
+            ("clean", 0),
+        ],
+    )
+    new.execute(
+        "INSERT INTO counter VALUES ('journal_damaged_batches', '', ?) "
+        "ON CONFLICT (reason, site) DO UPDATE SET n = n + excluded.n",
+        (lost,),
+    )
+    new.execute("COMMIT")
+    log.error(
+        "%s was damaged: %d batches were saved, %d are missing; the file is kept as %s",
+        path, saved, lost, aside,
+    )  # fmt: skip
+    return new
 
 
 def _lock(path: Path) -> int:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from zmqtrack.config import AdapterConfig
@@ -28,8 +29,9 @@ EX_CONFIG = 78
 class Child:
     """One adapter's process, or the wait for the next."""
 
-    def __init__(self, name: str, spec: str) -> None:
+    def __init__(self, name: str, spec: str, on_end: Callable[[str, str], None]) -> None:
         self.name = name
+        self._on_end = on_end
         self._spec = spec
         self._process: subprocess.Popen[str] | None = None
         self._started = 0.0
@@ -87,11 +89,13 @@ class Child:
         if code == EX_CONFIG:
             self._given_up = True
             log.error("adapter %s cannot run as configured; it is not started again", self.name)
+            self._on_end(self.name, "cannot run as configured; not started again")
             return
         if time.monotonic() - self._started > STEADY:
             self._backoff = BACKOFF_FIRST
         self._due = time.monotonic() + self._backoff
         log.warning("adapter %s ended (%s); next start in %g s", self.name, how, self._backoff)
+        self._on_end(self.name, f"{how}; next start in {self._backoff:g} s")
         self._backoff = min(2 * self._backoff, BACKOFF_MAX)
         self.restarts += 1
 
@@ -112,10 +116,18 @@ class Child:
 
 
 class Supervisor:
-    """All adapters of one daemon; :meth:`step` is called from the daemon's loop."""
+    """All adapters of one daemon; :meth:`step` is called from the daemon's loop.
+
+    ``on_end`` is told the name of an adapter whose process ended unasked, and how.
+    """
 
     def __init__(
-        self, adapters: list[AdapterConfig], address: str, state_dir: Path, log_level: str
+        self,
+        adapters: list[AdapterConfig],
+        address: str,
+        state_dir: Path,
+        log_level: str,
+        on_end: Callable[[str, str], None],
     ) -> None:
         self.children = [
             Child(
@@ -128,6 +140,7 @@ class Supervisor:
                         "adapter": adapter.model_dump(mode="json"),
                     }
                 ),
+                on_end,
             )
             for adapter in adapters
         ]

@@ -60,18 +60,21 @@ class Daemon:
             start_new_session=True,
         )
         self._queue: queue.Queue[str | None] = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader = threading.Thread(
+            target=self._read, args=(self.process, self._queue), daemon=True
+        )
         self._reader.start()
         line = self.wait_for(r"listening at \S+")
         self.address = re.search(r"listening at (\S+),", line)[1]  # type: ignore[index]
         return self
 
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+    def _read(self, process: subprocess.Popen[str], said: queue.Queue[str | None]) -> None:
+        # Adapters of a daemon that was killed may write on while its successor runs already.
+        assert process.stderr is not None
+        for line in process.stderr:
             self.lines.append(line.rstrip())
-            self._queue.put(line.rstrip())
-        self._queue.put(None)
+            said.put(line.rstrip())
+        said.put(None)
 
     @property
     def log(self) -> str:

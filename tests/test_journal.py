@@ -123,7 +123,7 @@ def test_a_second_daemon_on_one_state_dir_is_refused_and_told_who_holds_it(tmp_p
 def test_a_file_that_is_no_journal_is_named_and_not_recreated(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     path.write_bytes(b"no database at all" * 1000)
-    with pytest.raises(JournalError, match=r"journal\.db cannot be used as the journal"):
+    with pytest.raises(JournalError, match=r"journal\.db is damaged, or no journal"):
         Journal(tmp_path)
     assert path.read_bytes().startswith(b"no database")
 

@@ -86,7 +86,7 @@ def test_one_spool_has_one_owner_and_the_second_is_told_who(tmp_path: Path) -> N
 def test_a_file_that_is_no_spool_is_named(tmp_path: Path) -> None:
     path = tmp_path / f"{'0' * 32}.spool"
     path.write_bytes(b"this is no database, whatever its name says" * 100)
-    with pytest.raises(SpoolError, match="cannot be used as a spool: file is not a database"):
+    with pytest.raises(SpoolError, match="damaged: nothing of it could be read"):
         Spool.open(path)
 
 

@@ -79,6 +79,12 @@ class DaemonConfig(_Section):
     publish: Address | None = Field(
         None, description="Where they go out. Default: control's port + 2, or path + '.publish'."
     )
+    advertise_ingest: Address | None = Field(
+        None, description="What writers are told instead of ingest, behind a port mapping."
+    )
+    advertise_publish: Address | None = Field(
+        None, description="What subscribers are told instead of publish; our own adapters too."
+    )
     state_dir: Path = Field(
         Path("zmqtrack-state"), description="The journal and the adapters' own state."
     )
@@ -120,6 +126,11 @@ class AdapterConfig(_Section):
     )
     flush_interval: Duration = Field(
         1.0, description="How long to gather before a delivery; 0 delivers each batch at once."
+    )
+    retry_max: Duration = Field(
+        30.0,
+        gt=0,
+        description="Longest wait before a tracker that is away or refuses us is tried again.",
     )
     start: Literal["beginning", "now"] = Field(
         "beginning", description="Where a new adapter begins in the journal."

@@ -24,6 +24,9 @@ HEARTBEAT_MS = 2_000
 HEARTBEAT_TIMEOUT_MS = 8_000
 RECONNECT_MS = 100
 RECONNECT_MAX_MS = 2_000
+#: A connection that is not made in so long is tried anew: the kernel's own attempts become so
+#: rare that it would notice the end of a long partition only minutes later.
+CONNECT_TIMEOUT_MS = 5_000
 
 
 _context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -56,6 +59,9 @@ def connect(kind: int, address: str, hwm: int = 1000) -> zmq.Socket[bytes]:
     socket.linger = 0
     socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    # Heartbeats wait behind what cannot be sent; this is what ends a connection then.
+    socket.set(zmq.TCP_MAXRT, HEARTBEAT_TIMEOUT_MS)
+    socket.set(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
     socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
     socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
     if kind in (zmq.PUSH, zmq.DEALER):

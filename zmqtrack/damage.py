@@ -1,67 +1,136 @@
 """What the spool and the journal need to find damage in their SQLite files, and to save the rest.
 
-SQLite notices a damaged page, but neither a changed byte inside a value (so each batch has a
-checksum) nor a damaged write-ahead log: what follows the damage there is dropped in silence.
+SQLite notices a damaged page, but not a changed byte inside a value (so each batch has a
+checksum), and from the first damaged frame of a write-ahead log on it drops all in silence. So
+the log is read before SQLite opens the file, and where SQLite did not take all of it, it is given
+sums that agree: the commits behind the damage are then taken too, and what does not agree with
+its own checksum shows itself.
+
+::
+
+    write-ahead log: header of 32 bytes, then frames
+
+    header ┌───────┬─────────┬───────────┬────────┬───────┬──────┐
+           │ magic │ version │ page size │ number │ salts │ sums │
+           │   4   │    4    │     4     │   4    │  4+4  │ 4+4  │
+           └───────┴─────────┴───────────┴────────┴───────┴──────┘
+    frame  ┌─────────┬─────────────────┬───────┬──────┬──────────┐
+           │ page no │ size of file, 0 │ salts │ sums │ the page │
+           │    4    │ unless a commit │  4+4  │ 4+4  │          │
+           └─────────┴─────────────────┴───────┴──────┴──────────┘
+
+A frame belongs to the log if its salts are the header's; the sums go on from those before.
 """
 
 from __future__ import annotations
 
+import collections
 import sqlite3
 import struct
+import sys
 import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["checksum", "dropped_commits", "is_sound", "readable_rows", "set_aside"]
+__all__ = ["WriteAheadLog", "checksum", "is_sound", "readable_rows", "set_aside"]
 
 
 def checksum(header: bytes, body: bytes) -> int:
     return zlib.crc32(body, zlib.crc32(header))
 
 
-def is_sound(db: sqlite3.Connection) -> bool:
-    """Whether SQLite finds its own structures whole; reads all of the file."""
+def is_sound(db: sqlite3.Connection, schema: str) -> bool:
+    """Whether SQLite finds its structures whole, and our tables are what ``schema`` makes.
+
+    Reads all of the file.
+    """
+    tables = "SELECT name, sql FROM sqlite_schema ORDER BY name"
+    ours = sqlite3.connect(":memory:")
     try:
-        return bool(db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",))
+        ours.executescript(schema)
+        return bool(
+            db.execute(tables).fetchall() == ours.execute(tables).fetchall()
+            and db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+        )
     except sqlite3.DatabaseError:
         return False
+    finally:
+        ours.close()
 
 
-def dropped_commits(db: sqlite3.Connection, path: Path) -> int:
-    """How many commits stand in the write-ahead log of ``path`` that SQLite did not take.
+class WriteAheadLog:
+    """The log of the database at ``path`` as it is now; made before SQLite opens that."""
 
-    ::
+    def __init__(self, path: Path) -> None:
+        self._path = Path(f"{path}-wal")
+        self._content = self._path.read_bytes() if self._path.exists() else b""
+        page = struct.unpack_from(">I", self._content, 8)[0] if len(self._content) >= 32 else 0
+        self._page = page if page in (1 << bits for bits in range(9, 17)) else 4096
+        self._salts = self._usual_salts()
 
-        WAL file: header of 32 bytes, then frames
-        frame:    ┌─────────┬──────────────┬───────────┬───────────┬──────┐
-                  │ page no │ size of file │ two salts │ checksums │ page │
-                  │ 4 bytes │ 4, 0 unless  │ 4 + 4     │ 4 + 4     │      │
-                  │         │ a commit     │           │           │      │
-                  └─────────┴──────────────┴───────────┴───────────┴──────┘
+    def _frames(self) -> range:
+        """Where each frame begins."""
+        return range(32, len(self._content) - 24 - self._page + 1, 24 + self._page)
 
-    Frames that belong to this log have the header's salts. SQLite takes them up to the first
-    whose checksum is wrong. A process that was killed leaves frames without a commit behind the
-    last; a commit behind it means that a frame before was damaged.
-    """
-    try:
-        log = Path(f"{path}-wal").read_bytes()
-    except FileNotFoundError:
-        return 0
-    if len(log) < 32:
-        return 0
-    taken = max(0, db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1])
-    page = struct.unpack_from(">I", log, 8)[0]
-    if page not in (1 << bits for bits in range(9, 17)):
-        page = db.execute("PRAGMA page_size").fetchone()[0]
-    salts = log[16:24]
-    dropped = 0
-    for number, at in enumerate(range(32, len(log) - 24 - page + 1, 24 + page)):
-        size, frame_salts = struct.unpack_from(">I8s", log, at + 4)
-        if number >= taken and size and (frame_salts == salts or not taken):
-            dropped += 1
-    return dropped
+    def _usual_salts(self) -> bytes:
+        """The header's; where fewer than two frames have those, what most frames have."""
+        header = self._content[16:24]
+        counts = collections.Counter(self._content[at + 8 : at + 16] for at in self._frames())
+        if counts and counts[header] < 2:
+            return counts.most_common(1)[0][0]
+        return header
+
+    def dropped_commits(self, db: sqlite3.Connection) -> int:
+        """How many commits in the log were not taken by ``db``, which has been opened since.
+
+        A process that was killed leaves frames behind the last commit; a commit behind what was
+        taken means that a frame before it is damaged.
+        """
+        if not self._frames():
+            return 0
+        taken = max(0, db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1])
+        return sum(
+            1
+            for number, at in enumerate(self._frames())
+            if number >= taken
+            and self._content[at + 4 : at + 8] != b"\0\0\0\0"
+            and self._content[at + 8 : at + 16] == self._salts
+        )
+
+    def mend(self) -> None:
+        """Write the log back with sums that agree, for SQLite to take all of it at the next open.
+
+        No connection may be open.
+        """
+        log = bytearray(self._content)
+        last = max((at for at in self._frames() if log[at + 8 : at + 16] == self._salts), default=0)
+        little = sys.byteorder == "little"
+        struct.pack_into(">III", log, 0, 0x377F0682 + (not little), 3007000, self._page)
+        log[16:24] = self._salts
+        sums = _sums(bytes(log[:24]), (0, 0))
+        struct.pack_into(">II", log, 24, *sums)
+        for at in self._frames():
+            if at > last:
+                break
+            log[at + 8 : at + 16] = self._salts
+            sums = _sums(bytes(log[at : at + 8]), sums)
+            sums = _sums(bytes(log[at + 24 : at + 24 + self._page]), sums)
+            struct.pack_into(">II", log, at + 16, *sums)
+        Path(f"{self._path}.mended").write_bytes(log)
+        Path(f"{self._path}.mended").replace(self._path)
+        Path(str(self._path).removesuffix("-wal") + "-shm").unlink(missing_ok=True)
+
+
+def _sums(data: bytes, sums: tuple[int, int]) -> tuple[int, int]:
+    """SQLite's checksum of a log, over 32-bit words in the machine's own order."""
+    one, two = sums
+    words = iter(struct.unpack(f"={len(data) // 4}I", data))
+    for first, second in zip(words, words, strict=True):
+        one = (one + first + two) & 0xFFFFFFFF
+        two = (two + second + one) & 0xFFFFFFFF
+    return one, two
 
 
 def readable_rows(db: sqlite3.Connection, table: str, key: str) -> Iterator[tuple[Any, ...]]:
@@ -80,14 +149,31 @@ def readable_rows(db: sqlite3.Connection, table: str, key: str) -> Iterator[tupl
 
 def set_aside(path: Path) -> Path:
     """Rename a damaged file, with its log, so that a person can look at it; returns where."""
-    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
-    number = 1
+    stem = f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+    aside, number = path.with_name(stem), 1
     while aside.exists():
         number += 1
-        aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{number}")
+        aside = path.with_name(f"{stem}-{number}")
     for end in ("-wal", ""):
         source = Path(f"{path}{end}")
         if source.exists():
             source.rename(f"{aside}{end}")
     Path(f"{path}-shm").unlink(missing_ok=True)
+    _fill_up(aside)
     return aside
+
+
+def _fill_up(path: Path) -> None:
+    """Give a file that was cut short its size again: SQLite then reads the pages that are left."""
+    with path.open("r+b") as file:
+        head = file.read(100)
+        if len(head) == 100:
+            page, pages = (
+                struct.unpack_from(">H", head, 16)[0],
+                struct.unpack_from(">I", head, 28)[0],
+            )
+            size = file.seek(0, 2)
+            if page in (1 << bits for bits in range(9, 16)) and size < page * pages < size + (
+                1 << 36
+            ):
+                file.truncate(page * pages)

@@ -40,6 +40,7 @@ class Link:
         self._welcome = False
         self._window: list[tuple[int, int]] = []  # (seq, bytes), pushed and unacknowledged
         self._next: list[Outgoing] = []  # read from the spool, not yet pushed
+        self._pushed = 0  # highest seq that was ever pushed: no answer can be for more
         self._patience = PATIENCE
         self._due = 0.0  # when to greet the daemon (anew)
         #: Records that the daemon refused for good, by reason.
@@ -90,14 +91,32 @@ class Link:
             self._ingest = connect(zmq.PUSH, ingest, hwm=WINDOW_BATCHES)
             self._ingest_address = ingest
         self._welcome = True
-        self._acknowledge(message["seq"])
+        if self._is_same(message):
+            self._acknowledge(message["seq"])
         self._go_back()
 
+    def _is_same(self, message: dict[str, Any]) -> bool:
+        """Whether what the daemon holds of this stream came from this spool, not from a copy.
+
+        If not, all is pushed, and the daemon compares it batch by batch.
+        """
+        seq, checksum = message["check"]
+        own = self.spool.check(seq)
+        if checksum is None or own is None or own == checksum:
+            return True
+        log.error(
+            "zmqtrack: the daemon at %s has other records under the stream of %s: was the machine "
+            "or the spool copied while in use? They are sent, and kept apart there",
+            self.address,
+            self.spool.path,
+        )
+        return False
+
     def _on_ack(self, message: dict[str, Any]) -> None:
-        self._acknowledge(message["seq"])
+        self._acknowledge(min(message["seq"], self._pushed))
 
     def _on_resume(self, message: dict[str, Any]) -> None:
-        self._acknowledge(message["seq"])
+        self._acknowledge(min(message["seq"], self._pushed))
         self._go_back()
 
     def _on_reject(self, message: dict[str, Any]) -> None:
@@ -128,6 +147,7 @@ class Link:
             stream=self.spool.stream,
             run=list(self.spool.run),
             acked=self.spool.acked,
+            last=self.spool.last,
         )
         try:
             self.control.send(hello, zmq.NOBLOCK)
@@ -160,6 +180,7 @@ class Link:
                 self._due = time.monotonic() + self._patience
             del self._next[0]
             self._window.append((batch.seq, len(batch.body)))
+            self._pushed = max(self._pushed, batch.seq)
             in_flight += len(batch.body)
 
     def _acknowledge(self, seq: int) -> None:

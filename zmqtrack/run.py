@@ -164,7 +164,7 @@ class Run:
         self._buffer: Buffer = Buffer()
         spool = Spool.create(self._spool_dir, self.key, self.address)
         spool.limit, spool.keep = self._spool_limits
-        self._sender = Sender(spool, self._buffer, **self._options)
+        self._sender = Sender(spool, self._buffer, on_quiet=self._on_quiet, **self._options)
         self._append: Callable[[Entry], None] = self._buffer.append
         if self._options["flush_interval"] == 0:
             self._append = self._append_and_wake
@@ -324,20 +324,27 @@ class Run:
         """
         if status not in STATUSES:
             raise ValueError(f"status {status!r} is unknown; known are {', '.join(STATUSES)}")
+        if self._begin_to_end(status, timeout):
+            self._wait_for_end()
+
+    def _begin_to_end(self, status: str, timeout: float | None = None) -> bool:
+        """Take no more records and deliver what there is; False if there is nothing to wait for."""
         with self._lock:
             if self._finished:
-                return
+                return False
             self._finished = True
+            began = self._append != self._begin_in_child
+            self._append = self._refuse
         _live.discard(self)
-        if self._append == self._begin_in_child:
-            return  # a forked child that never logged
-        deadline = time.monotonic() + (self.exit_timeout if timeout is None else timeout)
-        self._append = self._refuse
-        # The end is a batch of its own, after all others.
-        self._sender.flush(max(0.0, deadline - time.monotonic()))
-        if os.getpid() == self._owner:
-            self._buffer.append(("run", "end", status, None, _now()))
-        left = self._sender.stop(max(0.0, deadline - time.monotonic()))
+        if not began:
+            return False  # a forked child that never logged
+        last = ("run", "end", status, None, _now()) if os.getpid() == self._owner else None
+        timeout = self.exit_timeout if timeout is None else timeout
+        self._sender.stop(time.monotonic() + timeout, last)
+        return True
+
+    def _wait_for_end(self) -> None:
+        left = self._sender.wait()
         if left:
             print(
                 f"zmqtrack: {left} records of run {self.key.run!r} (site {self.key.site!r}) are "
@@ -418,6 +425,13 @@ class Run:
             except IndexError:
                 pass  # the sender emptied it just now
 
+    def _on_quiet(self, quiet: bool) -> None:
+        """By the sender thread: let each call wake it, or none."""
+        usual: Callable[[Entry], None] = self._buffer.append
+        with self._lock:
+            if self._options["flush_interval"] and self._append in (usual, self._append_and_wake):
+                self._append = self._append_and_wake if quiet else usual
+
     def _append_and_wake(self, record: Entry) -> None:
         self._buffer.append(record)
         self._sender.wake()
@@ -450,8 +464,9 @@ _hooked = False
 
 
 def _finish_all(status: str | None = None) -> None:
-    for run in list(_live):
-        run.finish(status or _status)
+    # All at once: a process with many runs has no more time than one with a single run.
+    for run in [run for run in list(_live) if run._begin_to_end(status or _status)]:
+        run._wait_for_end()
 
 
 def _after_fork_in_child() -> None:

@@ -8,7 +8,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -32,15 +33,27 @@ Buffer = collections.deque[Entry]
 BATCH_RECORDS = 4096
 BATCH_BYTES = 1 << 20
 
+#: When nothing has been logged for so many seconds, the next call is asked to wake us, and after
+#: as long again we doze: an idle run costs next to nothing, and a process can have many.
+QUIET = 0.5
+#: Longest doze, in seconds: the tick for time-outs and new connections then.
+DOZE = 1.0
+
 #: Between two looks for outboxes that crashed processes left, in seconds.
 ADOPT_INTERVAL = 30.0
+
+#: Who looks for them, in this process, by folder and address: one for all is enough, and a look
+#: costs something for each outbox that is there.
+_adopters: dict[tuple[Path, str], Sender] = {}
+os.register_at_fork(after_in_child=_adopters.clear)
 
 
 class Sender(threading.Thread):
     """Empties ``buffer`` every ``flush_interval`` seconds into ``spool`` and on to the daemon.
 
     It also adopts the outboxes that earlier processes left in the same folder for the same
-    address, and sends them.
+    address, and sends them. ``on_quiet(True)`` asks that from now on each call wakes it;
+    ``on_quiet(False)`` that none does.
     """
 
     def __init__(
@@ -50,6 +63,7 @@ class Sender(threading.Thread):
         flush_interval: float,
         *,
         codec: int = wire.CODEC_PLAIN,
+        on_quiet: Callable[[bool], None],
     ) -> None:
         super().__init__(name=f"zmqtrack-{spool.run.run}", daemon=True)
         #: One reason for each record that had to be given up before it was packed.
@@ -61,7 +75,12 @@ class Sender(threading.Thread):
         self._unspooled: list[tuple[str, int, bytes]] = []  # packed, but the disk refused it
         self._flushes: collections.deque[threading.Event] = collections.deque()
         self._deadline: float | None = None
+        self._last: Entry | None = None
+        self._on_quiet = on_quiet
+        self._quiet = False  # each call wakes us
+        self._busy = time.monotonic()  # when something was logged, or quiet began
         self._adopt_due = 0.0
+        self._place = spool.path.parent, spool.address
         self._said: set[str] = set()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -86,11 +105,20 @@ class Sender(threading.Thread):
             return done.is_set()
         return done.wait(timeout)
 
-    def stop(self, timeout: float) -> int:
-        """Deliver what is left within ``timeout`` seconds; returns the records that remain."""
-        self._deadline = time.monotonic() + timeout
+    def stop(self, deadline: float, last: Entry | None = None) -> None:
+        """Ask it to deliver what is left, then ``last``, and to end.
+
+        ``deadline`` (monotonic) is when it ends at the latest; what is left then is on disk.
+        """
+        self._last = last
+        self._deadline = deadline
         self.wake()
-        self.join(timeout + 2.0)  # a hung disk must not hold up the exit either
+
+    def wait(self) -> int:
+        """Until it has ended after :meth:`stop`; returns the records that remain."""
+        assert self._deadline is not None
+        # A hung disk must not hold up the exit either.
+        self.join(max(0.0, self._deadline - time.monotonic()) + 2.0)
         return self._remaining
 
     # --- the thread -------------------------------------------------------------------------
@@ -108,11 +136,19 @@ class Sender(threading.Thread):
                 except Exception:
                     log.exception("zmqtrack: a turn of the sender failed; going on")
                     time.sleep(1.0)
+                if deadline is not None and self._last is not None:
+                    # All others have been taken out: it is a batch of its own, behind them.
+                    self._buffer.append(self._last)
+                    self._last = None
+                    self.wake()
+                    continue
                 if deadline is not None and (
                     (own.done and not self._unspooled) or time.monotonic() >= deadline
                 ):
                     break
         finally:
+            if _adopters.get(self._place) is self:
+                del _adopters[self._place]
             self._remaining = self._spool.pending() + sum(n for _, n, _ in self._unspooled)
             for link in self._links:
                 link.close()
@@ -143,15 +179,28 @@ class Sender(threading.Thread):
         for link in self._links:
             poller.register(link.control, zmq.POLLIN)
         # Without a flush interval callers wake us; the tick is for time-outs then.
-        ready = dict(poller.poll(int(1000 * (self._interval or 0.05))))
+        dozing = self._quiet and time.monotonic() - self._busy > QUIET and self._deadline is None
+        ready = dict(poller.poll(int(1000 * (DOZE if dozing else self._interval or 0.05))))
         if self._wake_read in ready:
             os.read(self._wake_read, 4096)
+
+    def _note(self, records: int) -> None:
+        """Notice whether anything is being logged, and arrange how we learn of the next record."""
+        now = time.monotonic()
+        if records:
+            self._busy = now
+        if self._quiet if records else not self._quiet and now - self._busy > QUIET:
+            self._quiet, self._busy = not self._quiet, now
+            # A call that was under way just now may not wake us: QUIET is left for it.
+            self._on_quiet(self._quiet)
 
     def _pack(self) -> None:
         """Take all records out of the buffer and pack them, by data type."""
         take = self._buffer.popleft
         groups: dict[str, list[Any]] = {}
-        for _ in range(len(self._buffer)):
+        taken = len(self._buffer)
+        self._note(taken)
+        for _ in range(taken):
             data_type, *record = take()
             try:
                 groups[data_type].append(record)
@@ -218,6 +267,8 @@ class Sender(threading.Thread):
     def _adopt(self) -> None:
         """Take over one outbox that an earlier process left, if there is one."""
         if time.monotonic() < self._adopt_due or len(self._links) > 1:
+            return
+        if _adopters.setdefault(self._place, self) is not self:
             return
         self._adopt_due = time.monotonic() + ADOPT_INTERVAL
         for path in orphans(self._spool.path.parent):

@@ -82,8 +82,8 @@ class Spool:
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self._lock = lock
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             # Exclusive: we are the only one, so SQLite needs no shared-memory file.
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -94,6 +94,7 @@ class Spool:
                 "SELECT coalesce(sum(length(body)), 0) FROM batch"
             ).fetchone()[0]
         except sqlite3.Error as error:
+            self._db.close()
             os.close(lock)
             raise SpoolError(f"{path}: cannot be used as a spool: {error}") from error
         self.stream = bytes.fromhex(path.stem)
@@ -122,9 +123,10 @@ class Spool:
             ) from error
         spool = cls(path, lock)
         spool.address, spool.run = address, run
-        spool._db.executemany(
-            "INSERT INTO meta VALUES (?, ?)", [("address", address), *run._asdict().items()]
-        )
+        with spool._transaction():  # one fsync, not one for each row
+            spool._db.executemany(
+                "INSERT INTO meta VALUES (?, ?)", [("address", address), *run._asdict().items()]
+            )
         return spool
 
     @classmethod
@@ -145,20 +147,26 @@ class Spool:
             _lock_path(path).unlink(missing_ok=True)
             os.close(lock)
             raise SpoolError(f"{path} is gone: all of it has been delivered")
-        try:
-            spool = cls(path, os.dup(lock))
-            dropped = damage.dropped_commits(spool._db, path)
-            if not dropped and damage.is_sound(spool._db):
+        log_before = damage.WriteAheadLog(path)
+        for _ in range(2):
+            try:
+                spool = cls(path, os.dup(lock))
+            except SpoolError:
+                break
+            dropped = log_before.dropped_commits(spool._db)
+            if not dropped and damage.is_sound(spool._db, _SCHEMA):
                 os.close(lock)
                 return spool
             spool._db.close()
             os.close(spool._lock)
-        except (SpoolError, sqlite3.DatabaseError):
-            dropped = 0
-        return cls._rescue(path, lock, dropped)
+            if not dropped:
+                break
+            log.error("zmqtrack: the write-ahead log of %s was damaged", path)
+            log_before.mend()
+        return cls._rescue(path, lock)
 
     @classmethod
-    def _rescue(cls, path: Path, lock: int, dropped: int) -> Spool:
+    def _rescue(cls, path: Path, lock: int) -> Spool:
         """Save from a damaged file what can be read, under the same stream; say what was lost.
 
         Raises:
@@ -166,16 +174,13 @@ class Spool:
         """
         aside = damage.set_aside(path)
         old = sqlite3.connect(aside, isolation_level=None)
+        meta = {k: v for k, v in damage.readable_rows(old, "meta", "key") if isinstance(k, str)}
+        rows = {row[0]: row for row in damage.readable_rows(old, "batch", "seq") if _is_whole(row)}
+        old.close()
         spool = cls(path, lock)
-        try:
+        if rows or meta:
             with spool._transaction():
-                meta = dict(damage.readable_rows(old, "meta", "key"))
-                rows = {row[0]: row for row in damage.readable_rows(old, "batch", "seq")}
-                spool._restore(meta, rows, dropped)
-        except sqlite3.DatabaseError as error:
-            raise SpoolError(f"{aside} is damaged and cannot be read: {error}") from error
-        finally:
-            old.close()
+                spool._restore(dict(meta), rows)
         if not rows and not meta:
             spool.close()
             raise SpoolError(f"{aside} is damaged: nothing of it could be read")
@@ -187,16 +192,16 @@ class Spool:
         )
         return spool
 
-    def _restore(
-        self, meta: dict[str, Any], rows: dict[int, tuple[Any, ...]], dropped: int
-    ) -> None:
+    def _restore(self, meta: dict[str, Any], rows: dict[int, tuple[Any, ...]]) -> None:
         """Fill a new file with what was read of a damaged one, and losses between."""
         for _, _, _, header, _, _ in rows.values():  # what meta no longer tells, headers do
             with contextlib.suppress(FrameError):
                 known = wire.decode_header(header).run._asdict()
                 meta = {**known, **meta}
                 break
-        self.acked = int(meta.get("acked") or min(rows, default=1) - 1)
+        known_acked = meta.get("acked")
+        known_acked = known_acked if isinstance(known_acked, int) else min(rows, default=1) - 1
+        self.acked = known_acked
         self.run = RunKey(*(str(meta.get(part, "unknown")) for part in RunKey._fields))
         self.address = str(meta.get("address", ""))
         meta |= {"acked": self.acked, "address": self.address, **self.run._asdict()}
@@ -212,8 +217,6 @@ class Spool:
             holes += range(covered + 1, first)
             covered = seq
         # How many records a batch had that is gone, nobody knows: it counts as one.
-        holes += range(covered + 1, covered + 1 + (dropped or 0))
-        self.last += dropped
         self._replace_by_losses([(seq, 1) for seq in holes], "spool_damaged_batch")
 
     def append(self, batches: Iterable[Outgoing]) -> int:
@@ -258,6 +261,13 @@ class Spool:
         """Remove acknowledged rows now rather than with the next append."""
         with self._transaction():
             self._forget()
+
+    def check(self, seq: int) -> int | None:
+        """Checksum of the body at ``seq``, to compare with the daemon's; None if it is gone."""
+        row = self._db.execute(
+            "SELECT body FROM batch WHERE seq = ? AND type != 'lost'", (seq,)
+        ).fetchone()
+        return None if row is None else damage.checksum(b"", row[0])
 
     def pending(self) -> int:
         """How many records wait for their acknowledgement."""
@@ -384,6 +394,13 @@ def orphans(directory: Path) -> list[Path]:
         except FileNotFoundError:
             continue  # delivered and removed by its owner just now
     return [path for _, path in sorted(found)]
+
+
+def _is_whole(row: tuple[Any, ...]) -> bool:
+    """Whether a row of a damaged file still is what was written."""
+    return [type(part) for part in row] == [int, str, int, bytes, bytes, int] and damage.checksum(
+        row[3], row[4]
+    ) == row[5]
 
 
 def _lock_path(path: Path) -> Path:

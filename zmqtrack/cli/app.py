@@ -168,9 +168,15 @@ def dlq_list(
 @dlq_app.command("show")
 def dlq_show(ids: Ids, address: Address = DEFAULT_ADDRESS) -> None:
     """Print dead letters whole, as JSON."""
+    found, left = [], sorted(ids)
     with _daemon(address) as client:
-        answer = client.request("dlq_fetch", ids=ids)
-    _print_json(show.letters(answer["letters"], answer["frames"]))
+        while left:  # a page at a time
+            answer = client.request("dlq_fetch", ids=left)
+            found += show.letters(answer["letters"], answer["frames"])
+            last = answer["letters"][-1][0] if answer["letters"] else left[-1]
+            left = [ident for ident in left if ident > last]
+    _print_json(found)
+    _check_found(ids, len(found))
 
 
 @dlq_app.command("retry")
@@ -179,6 +185,7 @@ def dlq_retry(ids: Ids, address: Address = DEFAULT_ADDRESS) -> None:
     with _daemon(address) as client:
         n = client.request("dlq_retry", ids=ids)["n"]
     typer.echo(f"{n} dead letters will be tried again")
+    _check_found(ids, n)
 
 
 @dlq_app.command("drop")
@@ -187,3 +194,9 @@ def dlq_drop(ids: Ids, address: Address = DEFAULT_ADDRESS) -> None:
     with _daemon(address) as client:
         n = client.request("dlq_drop", ids=ids)["n"]
     typer.echo(f"{n} dead letters dropped")
+    _check_found(ids, n)
+
+
+def _check_found(ids: list[int], n: int) -> None:
+    if n < len(set(ids)):
+        _fail(f"{len(set(ids)) - n} of the numbers are no dead letter's: see `zmqtrack dlq list`")

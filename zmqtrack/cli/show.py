@@ -44,7 +44,7 @@ def status(facts: dict[str, Any]) -> None:
             str(adapter["cursor"]),
             str(adapter["lag"]),
             str(adapter["counters"].get("delivered", 0)),
-            str(adapter["counters"].get("dead_letters", 0)),
+            str(adapter["dead_letters"]),
             adapter.get("detail", ""),
         )
     console.print(table if facts["adapters"] else "no adapter has ever subscribed")
@@ -108,12 +108,16 @@ def dead_letters(letters: list[dict[str, Any]], total: int) -> None:
 def letters(facts: list[list[Any]], frames: list[bytes]) -> list[dict[str, Any]]:
     """Dead letters with their records, or with the raw body where it cannot be decoded."""
     found = []
-    for (ident, adapter, data_type, reason), header, body in zip(
+    for (ident, adapter, data_type, reason, place), header, body in zip(
         facts, frames[::2], frames[1::2], strict=True
     ):
         decoded = wire.decode_header(header)
         letter = {"id": ident, "adapter": adapter, "type": data_type, "reason": reason}
-        letter |= decoded.run._asdict() | {"stream": decoded.stream.hex(), "seq": decoded.seq}
+        letter |= decoded.run._asdict() | {
+            "stream": decoded.stream.hex(),
+            "seq": decoded.seq,
+            "place": place,
+        }
         try:
             records = wire.decode_body(data_type, decoded, body)
             letter["records"] = [record._asdict() for record in records]
