@@ -12,6 +12,7 @@ import logging
 import os
 import sqlite3
 import uuid
+import zlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,6 +132,7 @@ class Journal:
     def __init__(self, state_dir: Path) -> None:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path = state_dir / "journal.db"
+        self._suspect = state_dir / "journal.suspect"  # damage was met: look closely at the start
         self._lock = _lock(state_dir / "lock")
         try:
             self._db = self._open()
@@ -174,7 +176,7 @@ class Journal:
         """
         existed = self.path.exists()
         log_before = damage.WriteAheadLog(self.path)
-        db = sqlite3.connect(self.path, isolation_level=None)
+        db = damage.connect(self.path)
         try:
             _prepare(db)
             if not existed:
@@ -188,11 +190,14 @@ class Journal:
                 )
                 db.close()
                 log_before.mend()
-                db = sqlite3.connect(self.path, isolation_level=None)
+                db = damage.connect(self.path)
                 _prepare(db)
             clean = db.execute("SELECT value FROM meta WHERE key = 'clean'").fetchone() == (1,)
             size = self.path.stat().st_size
-            if (clean and size > CHECKED_AT_START) or damage.is_sound(db, _SCHEMA):
+            suspect = self._suspect.exists()
+            if not suspect and (
+                (clean and size > CHECKED_AT_START) or damage.is_sound(db, _SCHEMA)
+            ):
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('clean', 0)")
                 return db
         except sqlite3.OperationalError as error:
@@ -202,7 +207,9 @@ class Journal:
         except sqlite3.DatabaseError as error:
             log.error("%s: %s", self.path, error)
         db.close()
-        return _salvage(self.path)
+        db = _salvage(self.path)
+        self._suspect.unlink(missing_ok=True)
+        return db
 
     # --- batches ------------------------------------------------------------------------------
 
@@ -237,7 +244,7 @@ class Journal:
                 header.stream,
                 header.seq,
                 header.count,
-                damage.checksum(packed, body),
+                damage.checksum(data_type, packed, body),
                 packed,
                 body,
             ),
@@ -251,7 +258,7 @@ class Journal:
         row = self._db.execute(
             "SELECT body FROM batch WHERE stream = ? AND seq = ?", (stream, seq)
         ).fetchone()
-        return None if row is None else damage.checksum(b"", row[0])
+        return None if row is None else zlib.crc32(row[0])
 
     def skip(self, header: wire.Header, now: float) -> None:
         """Count ``header.seq`` as dealt with, without keeping a batch."""
@@ -294,7 +301,23 @@ class Journal:
 
         Returns them with the offset up to which the journal has been looked through: at
         least the last batch's, at most :attr:`head`.
+
+        Raises:
+            JournalError: the file is damaged. The next start saves what can be read.
         """
+        try:
+            return self._read(after, types, max_bytes, max_batches)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            self._suspect.touch()
+            raise JournalError(
+                f"{self.path} is damaged ({error}); start again to save what can be read of it"
+            ) from error
+
+    def _read(
+        self, after: int, types: Collection[str] | None, max_bytes: int, max_batches: int
+    ) -> tuple[list[Entry], int]:
         wanted = "" if types is None else f" AND type IN ({','.join('?' * len(types))})"
         rows = self._db.execute(
             "SELECT offset, type, site, header, body, checksum, records FROM batch "
@@ -309,7 +332,7 @@ class Journal:
             if page and (len(page) >= max_batches or size + len(entry.body) > max_bytes):
                 upto = entry.offset - 1
                 break
-            if damage.checksum(entry.header, entry.body) != checksum:
+            if damage.checksum(entry.type, entry.header, entry.body) != checksum:
                 damaged.append((entry.offset, entry.site, records))
                 continue
             page.append(entry)
@@ -523,7 +546,7 @@ def _salvage(path: Path) -> sqlite3.Connection:
     learn of it; what is missing is counted in batches, for nobody knows of how many records.
     """
     aside = damage.set_aside(path)
-    old = sqlite3.connect(aside, isolation_level=None)
+    old = damage.connect(aside)
     meta = dict(damage.readable_rows(old, "meta", "key"))
     if not meta and next(damage.readable_rows(old, "batch", "offset"), None) is None:
         old.close()
@@ -532,7 +555,7 @@ def _salvage(path: Path) -> sqlite3.Connection:
             f"{path} is damaged, or no journal: nothing of it can be read. "
             "Move it away to begin with an empty one"
         )
-    new = sqlite3.connect(path, isolation_level=None)
+    new = damage.connect(path)
     _prepare(new)
     new.execute("BEGIN")
     seqs: dict[bytes, tuple[int, wire.Header]] = {}
@@ -542,7 +565,7 @@ def _salvage(path: Path) -> sqlite3.Connection:
         if kinds != [int, str, str, float, bytes, int, int, int, bytes, bytes]:
             continue
         offset, *_, checksum, header, body = row
-        if damage.checksum(header, body) != checksum:
+        if damage.checksum(row[1], header, body) != checksum:
             continue
         decoded = wire.decode_header(header)
         if decoded.seq > seqs.get(decoded.stream, (0, decoded))[0]:

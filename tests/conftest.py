@@ -51,12 +51,22 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
 
 @pytest.fixture
 def nobody() -> str:
-    """An address at which nobody listens."""
+    """An address at which nobody listens, with two free ports behind it.
+
+    Below the range from which the system chooses: it stays free until the test wants it.
+    """
+    import random
     import socket
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    while True:
+        first = random.randrange(10_000, 30_000)
+        try:
+            for port in range(first, first + 3):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return f"tcp://127.0.0.1:{first}"
 
 
 @pytest.fixture(autouse=True)

@@ -95,7 +95,7 @@ def test_a_failed_append_stores_nothing_and_can_be_tried_again(tmp_path: Path) -
     spool = Spool.create(tmp_path, RUN, "a")
     spool.append([_batch(1)])
     with pytest.raises(sqlite3.IntegrityError):
-        spool.append([_batch(2), _batch(3)._replace(type=None)])  # type: ignore[arg-type]
+        spool.append([_batch(2), _batch(3)._replace(records=None)])  # type: ignore[arg-type]
     assert (spool.last, spool.bytes) == (1, 10)
     spool.append([_batch(2)])
     assert [batch.seq for batch in spool.after(0, 10)] == [1, 2]

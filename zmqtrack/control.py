@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
@@ -17,6 +18,10 @@ from .errors import ControlError, FrameError
 __all__ = ["DEFAULT_ADDRESS", "ControlClient", "check_address", "connect", "resolve"]
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
+
+#: Requests that are sent again while no answer comes, each so many seconds.
+REPEATABLE = frozenset({"hello", "status", "replay", "drain", "dlq", "dlq_fetch"})
+REPEAT = 2.0
 
 #: A peer that is silent for so long, in ms, is taken for dead and connected anew: this is
 #: what finds half-open links.
@@ -124,15 +129,20 @@ class ControlClient:
         ident = next(self._ids)
         deadline = time.monotonic() + timeout
         self._socket.sndtimeo = max(0, int(timeout * 1000))
+        message = [wire.encode_control(op, id=ident, **fields), *frames]
         try:
-            self._socket.send_multipart([wire.encode_control(op, id=ident, **fields), *frames])
+            self._socket.send_multipart(message)
         except zmq.Again:
             raise ControlError(
                 "unreachable", f"no daemon answers at {self.address} (waited {timeout:g} s)"
             ) from None
         while (left := deadline - time.monotonic()) > 0:
-            if not self._socket.poll(max(1, int(left * 1000))):
-                break
+            if not self._socket.poll(max(1, int(min(left, REPEAT) * 1000))):
+                # Where asking twice changes nothing: a connection may have broken on the way.
+                if op in REPEATABLE:
+                    with contextlib.suppress(zmq.Again):
+                        self._socket.send_multipart(message, zmq.NOBLOCK)
+                continue
             first, *further = self._socket.recv_multipart()
             try:
                 answer = wire.decode_control(first)

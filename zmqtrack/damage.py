@@ -34,11 +34,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["WriteAheadLog", "checksum", "is_sound", "readable_rows", "set_aside"]
+__all__ = [
+    "WriteAheadLog",
+    "checksum",
+    "connect",
+    "is_sound",
+    "readable_rows",
+    "set_aside",
+]
+
+#: How many rows are stepped over in search of the other side of a damaged place.
+SKIPS = 5000
 
 
-def checksum(header: bytes, body: bytes) -> int:
-    return zlib.crc32(body, zlib.crc32(header))
+def checksum(data_type: str, header: bytes, body: bytes) -> int:
+    """Of a batch; its seq and offset stand in the header."""
+    return zlib.crc32(body, zlib.crc32(header, zlib.crc32(data_type.encode())))
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection for one thread at a time, which reads damaged text too."""
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.text_factory = lambda text: text.decode(errors="replace")
+    return db
 
 
 def is_sound(db: sqlite3.Connection, schema: str) -> bool:
@@ -134,17 +152,28 @@ def _sums(data: bytes, sums: tuple[int, int]) -> tuple[int, int]:
 
 
 def readable_rows(db: sqlite3.Connection, table: str, key: str) -> Iterator[tuple[Any, ...]]:
-    """All rows that can still be read: up from the first, then down from the last."""
+    """All rows that can still be read, by ``key``: up from the first, then down from the last.
+
+    Between two damaged places, too, where the key is an integer.
+    """
     seen: set[Any] = set()
-    for order in ("ASC", "DESC"):
-        try:
-            for found, *row in db.execute(f"SELECT {key}, * FROM {table} ORDER BY {key} {order}"):
-                if found in seen:
+    for sign, order in ((">", "ASC"), ("<", "DESC")):
+        start: Any = None
+        for _ in range(SKIPS):
+            where = "" if start is None else f"WHERE {key} {sign} ?"
+            sql = f"SELECT {key}, * FROM {table} {where} ORDER BY {key} {order}"
+            try:
+                for found, *row in db.execute(sql, () if start is None else (start,)):
+                    if found in seen:
+                        return
+                    start = found
+                    seen.add(found)
+                    yield tuple(row)
+                return
+            except sqlite3.DatabaseError:  # the damage: step over it, or come from the other end
+                if type(start) is not int:
                     break
-                seen.add(found)
-                yield tuple(row)
-        except sqlite3.DatabaseError:
-            continue  # the damage: what lies beyond it is reached from the other end
+                start += 1 if order == "ASC" else -1
 
 
 def set_aside(path: Path) -> Path:

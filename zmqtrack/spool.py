@@ -14,6 +14,7 @@ import sqlite3
 import tempfile
 import time
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,7 +83,7 @@ class Spool:
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self._lock = lock
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db = damage.connect(path)
         try:
             # Exclusive: we are the only one, so SQLite needs no shared-memory file.
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -173,7 +174,7 @@ class Spool:
             SpoolError: nothing can be read. The file is set aside.
         """
         aside = damage.set_aside(path)
-        old = sqlite3.connect(aside, isolation_level=None)
+        old = damage.connect(aside)
         meta = {k: v for k, v in damage.readable_rows(old, "meta", "key") if isinstance(k, str)}
         rows = {row[0]: row for row in damage.readable_rows(old, "batch", "seq") if _is_whole(row)}
         old.close()
@@ -199,9 +200,10 @@ class Spool:
                 known = wire.decode_header(header).run._asdict()
                 meta = {**known, **meta}
                 break
-        known_acked = meta.get("acked")
-        known_acked = known_acked if isinstance(known_acked, int) else min(rows, default=1) - 1
-        self.acked = known_acked
+        # Not known: then all before the first row counts as lost, and the daemon, which knows
+        # what it has, counts of that what it lacks.
+        acked = meta.get("acked")
+        self.acked = acked if isinstance(acked, int) else 0
         self.run = RunKey(*(str(meta.get(part, "unknown")) for part in RunKey._fields))
         self.address = str(meta.get("address", ""))
         meta |= {"acked": self.acked, "address": self.address, **self.run._asdict()}
@@ -243,7 +245,7 @@ class Spool:
             "WHERE seq > ? ORDER BY seq LIMIT ?",
             (max(seq, self.acked), limit),
         ).fetchall()
-        damaged = [row for row in rows if damage.checksum(row[3], row[4]) != row[5]]
+        damaged = [row for row in rows if damage.checksum(row[1], row[3], row[4]) != row[5]]
         if damaged:
             log.error(
                 "zmqtrack: %s: %d batches are damaged and count as lost", self.path, len(damaged)
@@ -267,7 +269,7 @@ class Spool:
         row = self._db.execute(
             "SELECT body FROM batch WHERE seq = ? AND type != 'lost'", (seq,)
         ).fetchone()
-        return None if row is None else damage.checksum(b"", row[0])
+        return None if row is None else zlib.crc32(row[0])
 
     def pending(self) -> int:
         """How many records wait for their acknowledgement."""
@@ -279,7 +281,7 @@ class Spool:
     def _insert(self, batches: Iterable[Outgoing]) -> None:
         self._db.executemany(
             "INSERT OR REPLACE INTO batch VALUES (?, ?, ?, ?, ?, ?)",
-            [(*batch, damage.checksum(batch.header, batch.body)) for batch in batches],
+            [(*batch, damage.checksum(batch.type, batch.header, batch.body)) for batch in batches],
         )
 
     def _forget(self) -> None:
@@ -398,9 +400,9 @@ def orphans(directory: Path) -> list[Path]:
 
 def _is_whole(row: tuple[Any, ...]) -> bool:
     """Whether a row of a damaged file still is what was written."""
-    return [type(part) for part in row] == [int, str, int, bytes, bytes, int] and damage.checksum(
-        row[3], row[4]
-    ) == row[5]
+    if [type(part) for part in row] != [int, str, int, bytes, bytes, int]:
+        return False
+    return bool(damage.checksum(row[1], row[3], row[4]) == row[5])
 
 
 def _lock_path(path: Path) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from zmqtrack.daemon.journal import Cursor, Journal
+from zmqtrack.daemon.journal import Cursor, Journal, JournalError
 
 import zmqtrack
 from harness import Daemon, jsonl, read_jsonl
@@ -76,8 +76,18 @@ def journals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def _check_journal(state: Path, caplog: pytest.LogCaptureFixture) -> int:
     """Open it: what is read is right, what is missing is counted or named. Returns how many."""
-    journal = Journal(state)
-    entries, upto = journal.read(0, None, 1 << 30, max_batches=10_000)
+    try:
+        journal = Journal(state)
+        try:
+            entries, upto = journal.read(0, None, 1 << 30, max_batches=10_000)
+        except JournalError as error:  # what no check at the start has found
+            assert "start again to save" in str(error)
+            journal.close()
+            journal = Journal(state)
+            entries, upto = journal.read(0, None, 1 << 30, max_batches=10_000)
+    except JournalError as error:
+        assert "nothing of it can be read" in str(error)
+        return 0
     assert upto == journal.head
     for entry in entries:
         decoded = wire.decode_header(entry.header)
@@ -140,12 +150,14 @@ def test_a_truncated_journal_keeps_what_is_intact(
     kind = "closed" if name == "journal.db" else "crashed"
     size = (journals[kind] / name).stat().st_size
     chance = random.Random(7)
+    saved = []
     for number in range(PLACES):
         state = tmp_path / str(number)
         shutil.copytree(journals[kind], state)
         os.truncate(state / name, chance.randrange(0, size))
-        _check_journal(state, caplog)
+        saved.append(_check_journal(state, caplog))
         shutil.rmtree(state)
+    assert sum(saved) > 0.2 * PLACES * BATCHES
 
 
 @pytest.fixture(scope="module")

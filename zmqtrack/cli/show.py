@@ -6,13 +6,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .. import wire
 from ..errors import FrameError
 
 __all__ = ["dead_letters", "letters", "spools", "status"]
 
-console = Console(highlight=False)
+#: Names and reasons come from anywhere: what looks like markup in them is none.
+console = Console(highlight=False, markup=False)
 
 #: Colours by the state of an adapter.
 _COLOURS = {"running": "green", "starting": "yellow", "retrying": "yellow", "blocked": "red"}
@@ -40,7 +42,7 @@ def status(facts: dict[str, Any]) -> None:
         state = adapter["state"]
         table.add_row(
             name,
-            f"[{_COLOURS.get(state, 'red')}]{state}[/]",
+            Text(state, style=_COLOURS.get(state, "red")),
             str(adapter["cursor"]),
             str(adapter["lag"]),
             str(adapter["counters"].get("delivered", 0)),
@@ -89,18 +91,14 @@ def dead_letters(letters: list[dict[str, Any]], total: int) -> None:
     if not letters:
         console.print("no dead letters")
         return
-    table = Table("id", "adapter", "type", "experiment", "run", "site", "records", "why", box=None)
     for letter in letters:
-        why = ("(to be tried again) " if letter["retrying"] else "") + letter["reason"]
-        table.add_row(
-            str(letter["id"]),
-            letter["adapter"],
-            letter["type"],
-            *letter["run"],
-            str(letter["records"]),
-            why,
+        again = ", to be tried again" if letter["retrying"] else ""
+        console.print(
+            f"{letter['id']:>6}  {letter['adapter']}  {letter['type']}, {letter['records']} of "
+            f"{'/'.join(letter['run'])}{again}",
+            soft_wrap=True,
         )
-    console.print(table)
+        console.print(f"        {letter['reason']}", soft_wrap=True)
     if total > len(letters):
         console.print(f"and {total - len(letters)} more")
 
