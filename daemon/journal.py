@@ -166,7 +166,8 @@ class Journal:
             raise
         self._before = self.batches, self.bytes  # as of the last commit
         self._appended: list[Entry] = []
-        self._streams: dict[bytes, Stream] = {}
+        self._streams: dict[bytes, Stream] = {}  # a cache of the table
+        self._changed: dict[bytes, Stream] = {}  # what the commit writes to it
 
     def _open(self) -> sqlite3.Connection:
         """The database; where it is damaged, a new one with all that could be read of it.
@@ -215,7 +216,7 @@ class Journal:
 
     def stream(self, stream: bytes) -> Stream | None:
         """What is known of a stream, appended and uncommitted batches included."""
-        if known := self._streams.get(stream):
+        if known := self._changed.get(stream) or self._streams.get(stream):
             return known
         row = self._db.execute(
             "SELECT seq, experiment, run, site, records, first_seen, last_seen "
@@ -267,7 +268,7 @@ class Journal:
     def adopt(self, stream: bytes, seq: int, run: tuple[str, str, str], now: float) -> None:
         """Take a writer's word that another journal acknowledged its batches up to ``seq``."""
         self._begin()
-        self._set(stream, Stream(seq, run, 0, now, now))
+        self._changed[stream] = Stream(seq, run, 0, now, now)
 
     def commit(self) -> list[Entry]:
         """Make all that was appended durable, and return it.
@@ -276,7 +277,14 @@ class Journal:
             sqlite3.Error: nothing was committed, and nothing of it may be acknowledged.
         """
         if self._db.in_transaction:
+            self._db.executemany(
+                "INSERT OR REPLACE INTO stream VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [(stream, new.seq, *new.run, *new[2:]) for stream, new in self._changed.items()],
+            )
             self._db.execute("COMMIT")
+            for stream, new in self._changed.items():
+                self._remember(stream, new)
+            self._changed.clear()
         appended, self._appended = self._appended, []
         self.head += len(appended)
         self._before = self.batches, self.bytes
@@ -288,7 +296,7 @@ class Journal:
             self._db.execute("ROLLBACK")
             self.batches, self.bytes = self._before
         self._appended.clear()
-        self._streams.clear()
+        self._changed.clear()
 
     @property
     def dirty(self) -> bool:
@@ -518,14 +526,7 @@ class Journal:
         known = self.stream(header.stream)
         first_seen = known.first_seen if known else now
         total = records + (known.records if known else 0)
-        self._set(header.stream, Stream(seq, header.run, total, first_seen, now))
-
-    def _set(self, stream: bytes, new: Stream) -> None:
-        self._remember(stream, new)
-        self._db.execute(
-            "INSERT OR REPLACE INTO stream VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (stream, new.seq, *new.run, new.records, new.first_seen, new.last_seen),
-        )
+        self._changed[header.stream] = Stream(seq, header.run, total, first_seen, now)
 
     def _remember(self, stream: bytes, known: Stream) -> None:
         if len(self._streams) >= 10_000:  # a cache only: the table has them all

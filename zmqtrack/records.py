@@ -158,11 +158,11 @@ def check_values(data_type: str, values: list[Any]) -> None:
     Raises:
         TypeError: one of them is something else, or is nested deeper than ``MAX_DEPTH``.
     """
-    shapes = _SHAPES.get(data_type)
-    for value in values:
-        if shapes is not None and type(value) not in shapes:
-            raise TypeError(f"a {data_type} with a value of type {type(value).__name__}")
-        if isinstance(value, (list, dict)):
+    found = set(map(type, values))
+    if strange := found - set(_SHAPES.get(data_type, found)):
+        raise TypeError(f"a {data_type} with a value of type {strange.pop().__name__}")
+    if found & {list, dict}:
+        for value in values:
             _check_depth(value, MAX_DEPTH)
     if data_type == "artifact":
         for value in values:

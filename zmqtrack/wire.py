@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import NoneType
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -199,7 +200,8 @@ def encode_body(records: Sequence[Record], codec: int = CODEC_PLAIN) -> bytes:
     """
     keys, values, steps, times = zip(*records)  # noqa: B905 -- records are of one length
     table = {key: index for index, key in enumerate(dict.fromkeys(keys))}
-    columns = (list(table), [table[key] for key in keys], steps, times, values)
+    index = [0] * len(keys) if len(table) == 1 else [table[key] for key in keys]
+    columns = (list(table), index, steps, times, values)
     packed: bytes = msgpack.packb(columns)
     if codec == CODEC_ZSTD:
         import zstandard  # optional, and only where it was asked for
@@ -229,25 +231,21 @@ def decode_body(data_type: str, header: Header, frame: bytes) -> list[Record]:
     keys, index, steps, times, values = columns
     if not len(index) == len(steps) == len(times) == len(values) == header.count:
         raise FrameError("bad_body", f"the columns are not {header.count} long, as the header says")
+    # Whole columns at a time: this is on the way of every record to every adapter.
     try:
-        for key in keys:
-            if not isinstance(key, str):
-                raise TypeError(f"key {key!r:.40} is no string")
-        for step in steps:
-            if step is not None and type(step) is not int:
-                raise TypeError(f"step {step!r:.40} is no integer")
-        for time in times:
-            if type(time) is not float:
-                raise TypeError(f"time {time!r:.40} is no float")
-        if min(index) < 0:
-            raise IndexError("a key index is negative")
+        if not set(map(type, keys)) <= {str}:
+            raise TypeError("a key is no string")
+        if not set(map(type, steps)) <= {int, NoneType}:
+            raise TypeError("a step is no integer")
+        if not set(map(type, times)) <= {float}:
+            raise TypeError("a time is no float")
+        if set(map(type, index)) != {int} or min(index) < 0:
+            raise IndexError("a key index is no unsigned integer")
         check_values(data_type, values)
-        return [
-            Record(keys[i], value, step, time)
-            for i, value, step, time in zip(index, values, steps, times, strict=True)
-        ]
+        named = [keys[i] for i in index]
     except (TypeError, IndexError) as error:
         raise FrameError("bad_body", str(error)) from None
+    return list(map(Record._make, zip(named, values, steps, times, strict=True)))
 
 
 def _expand(frame: bytes) -> bytes:
