@@ -76,8 +76,8 @@ class Context:
     """What the host hands to an adapter.
 
     ``name`` is the adapter's name in the YAML; ``state_dir`` an existing folder of its own
-    that outlives restarts, and is emptied when the cursor is lost; ``count`` adds to a named counter (shown by ``zmqtrack status``)
-    for what the tracker can hold only in part or not at all.
+    that outlives restarts, and is emptied when the cursor is lost; ``count`` adds to a named
+    counter (shown by ``zmqtrack status``) for what the tracker can hold only in part or not at all.
     """
 
     name: str

@@ -22,7 +22,7 @@ from .base import Blocked, Unavailable
 
 __all__ = ["Ledger", "disk", "replace_file"]
 
-#: Deliveries that can be undone; the host commits each long before so many follow it.
+#: Confirmed deliveries that can be undone all the same, should the cursor go back a little.
 KEPT = 64
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -37,11 +37,12 @@ class Ledger:
         self._log = log
         self._db: sqlite3.Connection | None = None
         self._delivery = 0
+        self._noted = self._confirmed = 0  # the last note given out, and the one before it
         self._torn = False  # a failed delivery's bytes may still be there
 
     def open(self, note: bytes) -> None:
         """Cut what was written after ``note``."""
-        noted = int(note or b"0")
+        noted = self._noted = self._confirmed = int(note or b"0")
         with disk(self._path):
             self._db = self._db or sqlite3.connect(
                 self._path, isolation_level=None, check_same_thread=False
@@ -83,7 +84,8 @@ class Ledger:
             sizes = {path: _size(path) for path in pieces}
             with self._db:
                 self._db.execute("BEGIN")
-                self._db.execute("DELETE FROM undo WHERE delivery <= ?", (delivery - KEPT,))
+                forgotten = min(delivery - KEPT, self._confirmed)
+                self._db.execute("DELETE FROM undo WHERE delivery <= ?", (forgotten,))
                 self._db.executemany(
                     "INSERT INTO undo VALUES (?, ?, ?, ?)",
                     [
@@ -104,6 +106,9 @@ class Ledger:
         self._delivery = delivery
 
     def note(self) -> bytes:
+        if self._noted != self._delivery:
+            # The host asks for the next only when the last one has been committed.
+            self._noted, self._confirmed = self._delivery, self._noted
         return b"%d" % self._delivery
 
     def close(self) -> None:

@@ -495,7 +495,12 @@ def _translate(error: Exception) -> TrackerError | None:
         status = error.get_http_status_code()
         if "must be in the 'active' state" in text:
             return Blocked(f"{text} It was deleted in MLflow: restore it, or run mlflow gc.")
-        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+        # Removed meanwhile, or made meanwhile (by a request of ours whose answer was lost, or by
+        # another adapter): the next attempt sees what is there.
+        if getattr(error, "error_code", "") in (
+            "RESOURCE_DOES_NOT_EXIST",
+            "RESOURCE_ALREADY_EXISTS",
+        ):
             return Unavailable(text)
     elif response is not None:
         status = response.status_code

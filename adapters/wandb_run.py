@@ -204,7 +204,8 @@ class Run:
         if self.wandb is None:
             return
         self.settle()
-        self.memo["step"] = self.wandb.step
+        # A folder without a row of its own begins at 0: what earlier ones had still counts.
+        self.memo["step"] = max(self.memo["step"], self.wandb.step)
         code = self.memo["exit"]
         if code is None:
             self.wandb.mark_preempting()

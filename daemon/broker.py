@@ -83,6 +83,12 @@ class Broker:
     def step(self, timeout: float = 0.1) -> None:
         """Wait for something to do (at most ``timeout`` seconds), and do it."""
         ready = dict(self._poller.poll(math.ceil(1000 * self._patience(timeout))))
+        try:
+            self._turn(ready)
+        except sqlite3.OperationalError as error:
+            self._on_disk_error(error)
+
+    def _turn(self, ready: dict[Any, int]) -> None:
         if self._pull in ready:
             self._ingest()
         if self._router in ready:
@@ -121,21 +127,30 @@ class Broker:
     def _listen(self) -> None:
         """Poll ingest only while what comes in can be kept: else it stays with the writers."""
         if self._accepting:
-            held = self._full or time.monotonic() < self._paused_until
-            self._poller.modify(self._pull, 0 if held else zmq.POLLIN)
+            self._poller.modify(self._pull, 0 if self.holding else zmq.POLLIN)
+
+    @property
+    def holding(self) -> bool:
+        """There is no room for what comes in."""
+        return self._full or time.monotonic() < self._paused_until
 
     def stop_accepting(self) -> None:
         """Take in what has arrived, commit it, and accept no more: writers keep the rest."""
         self._pull.unbind(self.ingest_address)
         while not self._full and self._pull.poll(50) and time.monotonic() >= self._paused_until:
-            self._ingest()
-            self._commit()
+            try:
+                self._ingest()
+                self._commit()
+            except sqlite3.OperationalError as error:
+                self._on_disk_error(error)
         self._poller.unregister(self._pull)
         self._accepting = False
 
     def close(self) -> None:
-        if self.journal.dirty:
+        try:
             self._commit()
+        except sqlite3.OperationalError as error:
+            self._on_disk_error(error)
         # Lingers: the last acknowledgements are on their way out.
         self._context.destroy(linger=500)
 
@@ -286,11 +301,7 @@ class Broker:
     def _commit(self) -> None:
         """Make it durable; only then acknowledge, and publish."""
         self._commit_due, self._pending = 0.0, 0
-        try:
-            entries = self.journal.commit()
-        except sqlite3.OperationalError as error:
-            self._on_disk_error(error)
-            return
+        entries = self.journal.commit()
         for reply in self._replies:
             self._router.send_multipart(reply)
         self._replies.clear()
@@ -302,6 +313,7 @@ class Broker:
         self.journal.rollback()
         self._answer.clear()
         self._replies.clear()
+        self._commit_due, self._pending = 0.0, 0
         if "full" not in str(error):
             raise error  # a failed write or fsync: what the disk holds is unknown
         self._refuse("disk_full", f"{self.journal.path}: {error}; writers keep their records")
@@ -386,7 +398,7 @@ class Broker:
         """Facts about the loop, for the status."""
         return {
             "started": self.started,
-            "accepting": self._accepting and not self._full and not self._paused_until,
+            "accepting": self._accepting and not self.holding,
             "journal_full": self._full,
             "received_batches": self.received,
             "duplicate_batches": self.duplicates,

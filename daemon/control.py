@@ -106,6 +106,9 @@ class Control:
         experiment, run, site = request["run"]
         for what, name in (("experiment", experiment), ("run", run), ("site", site)):
             check_name(what, name)
+        if self._broker.holding:
+            # A welcome would have it send again, each time, what waits in our memory already.
+            raise ControlError("busy", "the daemon has no room; records are kept here until then")
         self._broker.set_route(stream, identity)
         known = self._journal.stream(stream)
         seq, acked = known.seq if known else 0, int(request.get("acked", 0))

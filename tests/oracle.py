@@ -7,6 +7,7 @@ tracker has one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
+
+#: Metrics that are logged between two calls of flush.
+BLOCK = 50
 
 
 class Seen(NamedTuple):
@@ -35,6 +39,28 @@ def record(ident: int) -> tuple[str, float, int, float]:
     Steps repeat and go back; times have whole milliseconds, which every tracker can hold.
     """
     return f"key-{ident % 7}", float(ident), ident // 3 - (ident % 11), 1_700_000_000 + ident / 1000
+
+
+class More(NamedTuple):
+    """A text or a file (``kind``) as a tracker shows it, known by its id."""
+
+    site: str
+    kind: str
+    ident: int
+
+
+def text(ident: int) -> str:
+    """What is logged as text behind the metric with this id."""
+    return f"text {ident}"
+
+
+def has_file(ident: int) -> bool:
+    return (ident + 1) % (10 * BLOCK) == 0
+
+
+def content(site: str, ident: int) -> bytes:
+    """What is logged as a file behind the metric with this id: it travels in several batches."""
+    return hashlib.shake_256(f"{site} {ident}".encode()).digest(1_300_000)
 
 
 @dataclass
@@ -113,6 +139,24 @@ def check(sites: list[Site], shown: list[Seen], *, forgiven: int = 0) -> None:
     )
 
 
+def check_more(sites: list[Site], shown: list[More]) -> None:
+    """Assert I1 to I3 for texts and files, of sites that had LOG_MORE in their environment."""
+    counted = Counter(shown)
+    twice = [seen for seen, n in counted.items() if n > 1]
+    assert not twice, f"I2: {len(twice)} came more than once, for example {twice[:3]}"
+    must = {more for site in sites for more in _more(site.name, site.kept)}
+    may = {more for site in sites for more in _more(site.name, site.tried)}
+    assert must <= counted.keys(), f"I1: missing are {sorted(must - counted.keys())[:10]}"
+    assert counted.keys() <= may, f"I3: never logged were {sorted(counted.keys() - may)[:10]}"
+
+
+def _more(site: str, ids: set[int]) -> set[More]:
+    blocks = [ident for ident in ids if (ident + 1) % BLOCK == 0]
+    return {More(site, "text", ident) for ident in blocks} | {
+        More(site, "file", ident) for ident in blocks if has_file(ident)
+    }
+
+
 def check_order(shown: list[Seen]) -> None:
     """Assert that each site's records stand in the order in which they were logged.
 
@@ -166,3 +210,86 @@ def read_mlflow(tracking_uri: str) -> list[Seen]:
                 for m in client.get_metric_history(run.info.run_id, key)
             ]
     return found
+
+
+# --- texts and files -----------------------------------------------------------------------------
+
+
+def more_of_jsonl(folder: Path) -> list[More]:
+    """Texts, and files whose content is right, that the jsonl adapter has written."""
+    found = []
+    for path in sorted(folder.glob("*/*/*.jsonl")):
+        for line in map(json.loads, path.read_text().splitlines()):
+            if line["type"] == "text":
+                found.append(_text_seen(path.stem, line["value"]))
+            elif line["type"] == "artifact":
+                data = (path.parent / line["value"]["file"]).read_bytes()
+                found.append(_file_seen(path.stem, line["key"], data))
+    return found
+
+
+def more_of_tensorboard(folder: Path) -> list[More]:
+    """Texts, and the texts that stand for files, in the event files."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted(folder.glob("*/*/*/events.out.tfevents.*")):
+        site = path.parent.name
+        for raw in RawEventFileLoader(str(path)).Load():
+            for value in Event.FromString(raw).summary.value:
+                if value.tag == "note":
+                    found.append(_text_seen(site, value.tensor.string_val[0].decode()))
+                elif value.tag.startswith("artifact/"):
+                    found.append(More(site, "file", _ident(value.tag.partition("/")[2])))
+    return found
+
+
+def more_of_mlflow(tracking_uri: str, folder: Path) -> list[More]:
+    """Lines of the text, and files whose content is right; ``folder`` takes what is downloaded."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = []
+    for run in client.search_runs(experiments, "tags.`zmqtrack.site` != ''", max_results=1000):
+        site = run.data.tags["zmqtrack.site"]
+        target = folder / run.info.run_id
+        target.mkdir(parents=True)
+        root = Path(client.download_artifacts(run.info.run_id, "", str(target)))
+        for path in sorted(root.rglob("*")):
+            if path.suffix == ".txt":
+                found += [_text_seen(site, line) for line in path.read_text().splitlines()]
+            elif path.suffix == ".bin":
+                found.append(_file_seen(site, path.name, path.read_bytes()))
+    return found
+
+
+def read_wandb(folder: Path) -> tuple[list[Seen], list[More]]:
+    """Metrics, texts and files in the offline runs below ``folder``."""
+    import readers_wandb
+
+    metrics, more = [], []
+    for row in readers_wandb.read_wandb(folder):
+        if row.type == "metric":
+            assert row.step is not None and row.time is not None
+            metrics.append(Seen(row.site, row.key, row.value, row.step, row.time))
+        elif row.type == "text":
+            more.append(_text_seen(row.site, row.value))
+        elif row.type == "artifact":
+            more.append(_file_seen(row.site, row.key, row.value))
+    return metrics, more
+
+
+def _text_seen(site: str, value: str) -> More:
+    assert value == text(int(value.split()[1])), f"I3: {value!r} was never logged"
+    return More(site, "text", int(value.split()[1]))
+
+
+def _file_seen(site: str, name: str, data: bytes) -> More:
+    assert data == content(site, _ident(name)), f"I3: {name} of {site} has another content"
+    return More(site, "file", _ident(name))
+
+
+def _ident(name: str) -> int:
+    return int(name.removeprefix("file-").removesuffix(".bin"))

@@ -233,6 +233,7 @@ def test_a_lost_cursor_does_not_cut_what_was_confirmed_long_ago(
     first = start(tmp_path)
     for seq in range(1, ledger.KEPT + 3):
         first.deliver([losses(seq, float(seq))])
+        first.note()  # as the host does at each commit
     first.close()
     start(tmp_path, b"").close()
     assert len(values(tmp_path)) == ledger.KEPT + 2
@@ -243,7 +244,7 @@ def test_the_note_and_the_undo_log_do_not_grow_with_runs_or_time(tmp_path: Path)
     adapter = start(tmp_path)
     for seq in range(1, 3 * ledger.KEPT):
         adapter.deliver([losses(seq, 1.0, run=RUN._replace(site=f"s{seq % 40}"))])
-    assert len(adapter.note()) < 20
+        assert len(adapter.note()) < 20
     assert adapter._ledger._db is not None
     assert adapter._ledger._db.execute("SELECT count(*) FROM undo").fetchone() == (ledger.KEPT,)
     adapter.close()
@@ -313,3 +314,25 @@ def test_lines_of_somebody_else_are_never_cut(
     start(tmp_path).close()
     assert values(tmp_path) == [1.0, "theirs"]
     assert "somebody else" in caplog.text
+
+
+def test_more_deliveries_than_are_kept_can_be_undone_before_the_first_commit(
+    tmp_path: Path,
+) -> None:
+    """As when a batch with many refused records is halved again and again."""
+    import logging
+
+    from zmqtrack.adapters.ledger import KEPT, Ledger
+
+    file = tmp_path / "file"
+    ledger = Ledger(tmp_path, logging.getLogger("test"))
+    ledger.open(b"")
+    ledger.append({file: b"confirmed\n"})
+    note = ledger.note()
+    for _ in range(2 * KEPT):
+        ledger.append({file: b"in doubt\n"})
+    ledger.close()
+    again = Ledger(tmp_path, logging.getLogger("test"))
+    again.open(note)
+    assert file.read_bytes() == b"confirmed\n"
+    again.close()

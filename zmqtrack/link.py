@@ -42,6 +42,7 @@ class Link:
         self._next: list[Outgoing] = []  # read from the spool, not yet pushed
         self._pushed = 0  # highest seq that was ever pushed: no answer can be for more
         self._patience = PATIENCE
+        self._refused: str | None = None  # why the last greeting was
         self._due = 0.0  # when to greet the daemon (anew)
         #: Records that the daemon refused for good, by reason.
         self.rejected: dict[str, int] = {}
@@ -83,7 +84,7 @@ class Link:
                 "before is no longer there to be replayed",
                 self.address,
             )
-        self._epoch = message["epoch"]
+        self._epoch, self._refused = message["epoch"], None
         ingest = resolve(message["ingest"], self.address)
         if self._ingest is None or ingest != self._ingest_address:
             if self._ingest is not None:
@@ -132,7 +133,9 @@ class Link:
         self._acknowledge(message["seq"])
 
     def _on_refused(self, message: dict[str, Any]) -> None:
-        log.warning("zmqtrack: %s: %s", self.address, message.get("detail"))
+        if message.get("reason") != self._refused:  # once, not each time that we greet
+            self._refused = message.get("reason")
+            log.warning("zmqtrack: %s: %s", self.address, message.get("detail"))
         self._patience = PATIENCE_MAX
 
     # --- what we say -----------------------------------------------------------------------

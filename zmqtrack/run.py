@@ -413,17 +413,18 @@ class Run:
         It waits for the local disk alone. When even that hangs, calls wait no more than
         :data:`STALL` every ten seconds, and what does not fit is counted.
         """
-        self._large = 0
-        if time.monotonic() - self._stalled > 10 * STALL:
+        if not self._sender.stuck or time.monotonic() - self._stalled > 10 * STALL:
             if self._sender.flush(STALL):
+                self._large = 0
                 return
             self._stalled = time.monotonic()
-        if len(self._buffer) > BUFFER_RECORDS:
+        if self._large > 2 * BUFFER_BYTES or len(self._buffer) > BUFFER_RECORDS:
             try:
-                self._buffer.pop()
-                self._sender.lost.append("buffer_full")
+                value = self._buffer.pop()[2]
             except IndexError:
-                pass  # the sender emptied it just now
+                return  # the sender emptied it just now
+            self._large -= len(value) if isinstance(value, (str, bytes)) else 0
+            self._sender.lost.append("buffer_full")
 
     def _on_quiet(self, quiet: bool) -> None:
         """By the sender thread: let each call wake it, or none."""

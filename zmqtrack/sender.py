@@ -39,6 +39,9 @@ QUIET = 0.5
 #: Longest doze, in seconds: the tick for time-outs and new connections then.
 DOZE = 1.0
 
+#: Packed bytes that the disk refused, at which nothing more is taken out of the buffer.
+UNSPOOLED_BYTES = 32 << 20
+
 #: Between two looks for outboxes that crashed processes left, in seconds.
 ADOPT_INTERVAL = 30.0
 
@@ -66,6 +69,8 @@ class Sender(threading.Thread):
         on_quiet: Callable[[bool], None],
     ) -> None:
         super().__init__(name=f"zmqtrack-{spool.run.run}", daemon=True)
+        #: The disk refuses what has been packed.
+        self.stuck = False
         #: One reason for each record that had to be given up before it was packed.
         self.lost: collections.deque[str] = collections.deque()
         self._spool = spool
@@ -149,7 +154,8 @@ class Sender(threading.Thread):
         finally:
             if _adopters.get(self._place) is self:
                 del _adopters[self._place]
-            self._remaining = self._spool.pending() + sum(n for _, n, _ in self._unspooled)
+            self._remaining = self._spool.pending() + len(self._buffer)
+            self._remaining += sum(n for _, n, _ in self._unspooled)
             for link in self._links:
                 link.close()
                 link.spool.close()
@@ -160,8 +166,10 @@ class Sender(threading.Thread):
     def _turn(self, own: Link) -> None:
         """Buffer → batches → spool → push; the loop's body."""
         self._wait()
+        self._note(len(self._buffer))
         flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
-        self._pack()
+        if sum(len(body) for _, _, body in self._unspooled) < UNSPOOLED_BYTES:
+            self._pack()  # else the disk refuses what we have: the rest stays in the buffer
         if self._store():
             for event in flushes:
                 event.set()
@@ -198,9 +206,7 @@ class Sender(threading.Thread):
         """Take all records out of the buffer and pack them, by data type."""
         take = self._buffer.popleft
         groups: dict[str, list[Any]] = {}
-        taken = len(self._buffer)
-        self._note(taken)
-        for _ in range(taken):
+        for _ in range(len(self._buffer)):
             data_type, *record = take()
             try:
                 groups[data_type].append(record)
@@ -252,6 +258,7 @@ class Sender(threading.Thread):
         try:
             shed = self._spool.append(batches)
         except sqlite3.Error as error:
+            self.stuck = True
             self._say_once("spool", f"cannot write {self._spool.path}: {error}; trying again")
             return False
         if shed:
@@ -262,6 +269,7 @@ class Sender(threading.Thread):
             )
         self._said.discard("spool")
         self._unspooled = []
+        self.stuck = False
         return True
 
     def _adopt(self) -> None:

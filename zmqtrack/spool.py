@@ -140,7 +140,10 @@ class Spool:
         try:
             lock = _lock(path)
         except BlockingIOError:
-            holder = _lock_path(path).read_text().strip() or "unknown"
+            try:
+                holder = _lock_path(path).read_text().strip() or "unknown"
+            except FileNotFoundError:
+                holder = "unknown"  # which has just delivered it, and is about to end
             raise SpoolError(f"{path} is in use by process {holder}") from None
         except OSError as error:
             raise SpoolError(f"{path}: {error.strerror}") from error

@@ -1,0 +1,107 @@
+"""Faults to be put into the product, to see that the tests notice: see ``sitecustomize.py``.
+
+Each is one that a hasty change could bring.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+
+def _acknowledge_before_the_commit(module: ModuleType) -> None:
+    broker = module.Broker
+    commit = broker._commit
+
+    def hasty(self: Any) -> None:
+        self._acknowledge()
+        commit(self)
+
+    broker._commit = hasty
+
+
+def _hold_the_commit(module: ModuleType) -> None:
+    """No fault: while the file ``HOLD`` exists, the commit of a batch is put off."""
+    hold = Path(os.environ["HOLD"])
+    broker = module.Broker
+    commit = broker._commit
+
+    def slow(self: Any) -> None:
+        if hold.exists() and self.journal._appended:
+            self._commit_due, self._pending = 0.0, 0
+        else:
+            commit(self)
+
+    broker._commit = slow
+
+
+def _commit_the_cursor_before_the_delivery(module: ModuleType) -> None:
+    host = module.Host
+    deliver = host._deliver_all
+
+    def hasty(self: Any, batches: Any) -> bool:
+        self._commit()
+        return bool(deliver(self, batches))
+
+    host._deliver_all = hasty
+
+
+def _accept_what_is_there_already(module: ModuleType) -> None:
+    """The daemon forgets what it has: whatever a writer sends is new to it."""
+    accept = module.Broker._accept
+
+    def gullible(self: Any, frames: list[bytes]) -> None:
+        stream = self.journal.stream
+        seq = module.wire.decode_header(frames[1]).seq
+
+        def forgotten(ident: bytes) -> Any:
+            known = stream(ident)
+            return known and known._replace(seq=seq - 1)
+
+        self.journal.stream = forgotten
+        try:
+            accept(self, frames)
+        finally:
+            del self.journal.stream
+
+    module.Broker._accept = gullible
+
+
+def _believe_what_a_writer_has(module: ModuleType) -> None:
+    greet = module.Control._greet_writer
+
+    def gullible(self: Any, identity: bytes, stream: Any, request: dict[str, Any]) -> int:
+        return min(greet(self, identity, stream, request), int(request.get("acked", 0)))
+
+    module.Control._greet_writer = gullible
+
+
+def _leave_what_is_in_doubt(module: ModuleType) -> None:
+    module._cut = lambda *_: None  # type: ignore[attr-defined]
+
+
+def _keep_the_spool_in_memory(module: ModuleType) -> None:
+    def connect(_: Any, **more: Any) -> sqlite3.Connection:
+        return sqlite3.connect(":memory:", **more)
+
+    module.sqlite3 = SimpleNamespace(  # type: ignore[attr-defined]
+        connect=connect, Error=sqlite3.Error, Connection=sqlite3.Connection
+    )
+
+
+MUTATIONS: dict[str, tuple[str, Callable[[ModuleType], None]]] = {
+    "acknowledge before the commit": ("zmqtrack.daemon.broker", _acknowledge_before_the_commit),
+    "hold the commit": ("zmqtrack.daemon.broker", _hold_the_commit),
+    "cursor before the delivery": (
+        "zmqtrack.adapters.host",
+        _commit_the_cursor_before_the_delivery,
+    ),
+    "accept twice": ("zmqtrack.daemon.broker", _accept_what_is_there_already),
+    "greet without memory": ("zmqtrack.daemon.control", _believe_what_a_writer_has),
+    "no undo": ("zmqtrack.adapters.ledger", _leave_what_is_in_doubt),
+    "spool in memory": ("zmqtrack.spool", _keep_the_spool_in_memory),
+}
