@@ -339,7 +339,7 @@ def test_a_step_that_no_event_can_hold_is_refused_and_nothing_is_written(
     with pytest.raises(Refused, match="too far"):
         adapter.deliver([losses(1, 1.0), bad])
     assert not folder(tmp_path).exists()
-    adapter.deliver([losses(1, 1.0), bad.only(bad.records[:1])])
+    adapter.deliver([losses(1, 1.0), bad.part(0, 1)])
     assert values(tmp_path) == [1.0]
 
 
