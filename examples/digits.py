@@ -22,9 +22,8 @@ def load_data(test_share: float = 0.2, seed: int = 0) -> tuple[TensorDataset, Te
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(digits.target)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    test, train = order.split(
-        [round(test_share * len(order)), len(order) - round(test_share * len(order))]
-    )
+    tests = round(test_share * len(order))
+    test, train = order[:tests], order[tests:]
     return TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test])
 
 
@@ -34,7 +33,7 @@ def split(data: Dataset[tuple[Tensor, ...]], shares: Sequence[float], seed: int 
 
 
 def make_model() -> nn.Sequential:
-    """About 37,000 weights."""
+    """About 38,000 weights."""
     return nn.Sequential(
         nn.Conv2d(1, 16, kernel_size=3, padding=1),
         nn.ReLU(),

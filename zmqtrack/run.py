@@ -155,7 +155,7 @@ class Run:
         self._owner = os.getpid()
         self._start()
         facts = {"host": socket.gethostname(), "pid": os.getpid(), "python": sys.version.split()[0]}
-        self._append(("run", "start", facts, None, _now()))
+        self._append(("start", facts, None, _now(), "run"))
         _live.add(self)
         _hook_exits()
 
@@ -188,7 +188,7 @@ class Run:
             step = _as_step(key, step)
         if key not in self._keys:
             self._new_key(key)
-        self._append(("metric", key, value, step, _now() if time is None else float(time)))
+        self._append((key, value, step, _now() if time is None else float(time), "metric"))
         if len(self._buffer) > BUFFER_RECORDS:
             self._stall()
 
@@ -301,7 +301,7 @@ class Run:
 
     def lose(self, reason: str) -> None:
         """Count, under ``reason``, something that could not be logged; ``status`` shows it."""
-        self._append(("lost", reason, 1, None, _now()))
+        self._append((reason, 1, None, _now(), "lost"))
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -338,7 +338,7 @@ class Run:
         _live.discard(self)
         if not began:
             return False  # a forked child that never logged
-        last = ("run", "end", status, None, _now()) if os.getpid() == self._owner else None
+        last = ("end", status, None, _now(), "run") if os.getpid() == self._owner else None
         timeout = self.exit_timeout if timeout is None else timeout
         self._sender.stop(time.monotonic() + timeout, last)
         return True
@@ -383,7 +383,7 @@ class Run:
                 f"{data_type} {key!r} has {size} bytes; at most {MAX_VALUE} are allowed. "
                 "Log it as an artifact"
             )
-        self._append((data_type, key, value, step, _now() if time is None else float(time)))
+        self._append((key, value, step, _now() if time is None else float(time), data_type))
         self._large += size
         if self._large > BUFFER_BYTES or len(self._buffer) > BUFFER_RECORDS:
             self._stall()
@@ -420,7 +420,7 @@ class Run:
             self._stalled = time.monotonic()
         if self._large > 2 * BUFFER_BYTES or len(self._buffer) > BUFFER_RECORDS:
             try:
-                value = self._buffer.pop()[2]
+                value = self._buffer.pop()[1]
             except IndexError:
                 return  # the sender emptied it just now
             self._large -= len(value) if isinstance(value, (str, bytes)) else 0

@@ -17,16 +17,16 @@ import zmq
 from . import wire
 from .errors import SpoolError
 from .link import Link
-from .records import Record
 from .spool import Outgoing, Spool, orphans
 
 __all__ = ["Buffer", "Entry", "Sender"]
 
 log = logging.getLogger("zmqtrack")
 
-#: What a logging call appends to: (data type, key, value, step, time). A deque, because its
-#: append and popleft are atomic: nothing is swapped under a caller's feet.
-Entry = tuple[str, str, Any, "int | None", float]
+#: What a logging call appends: (key, value, step, time, data type), a record and its type; and
+#: what it appends to. A deque, because its append and popleft are atomic: nothing is swapped
+#: under a caller's feet.
+Entry = tuple[str, Any, "int | None", float, str]
 Buffer = collections.deque[Entry]
 
 #: A batch is closed at so many records or (about) bytes.
@@ -205,18 +205,19 @@ class Sender(threading.Thread):
     def _pack(self) -> None:
         """Take all records out of the buffer and pack them, by data type."""
         take = self._buffer.popleft
-        groups: dict[str, list[Any]] = {}
-        for _ in range(len(self._buffer)):
-            data_type, *record = take()
-            try:
-                groups[data_type].append(record)
-            except KeyError:
-                groups[data_type] = [record]
+        entries = [take() for _ in range(len(self._buffer))]
+        self._note(len(entries))
+        groups: dict[str, list[Entry]] = {}
+        if len({entry[4] for entry in entries}) == 1:  # the usual case: nothing but metrics
+            groups[entries[0][4]] = entries
+        else:
+            for entry in entries:
+                groups.setdefault(entry[4], []).append(entry)
         if self.lost:
             # What could not be kept is told in its place, so that the daemon can count it.
             lost = collections.Counter(self.lost.popleft() for _ in range(len(self.lost)))
             groups.setdefault("lost", []).extend(
-                [reason, n, None, time.time()] for reason, n in lost.items()
+                (reason, n, None, time.time(), "lost") for reason, n in lost.items()
             )
         batches = list(groups.items())
         if "run" in groups and groups["run"][-1][0] == "end":
@@ -227,7 +228,7 @@ class Sender(threading.Thread):
                 for count, body in self._bodies(records[start : start + BATCH_RECORDS]):
                     self._unspooled.append((data_type, count, body))
 
-    def _bodies(self, records: list[Record]) -> Iterator[tuple[int, bytes]]:
+    def _bodies(self, records: list[Entry]) -> Iterator[tuple[int, bytes]]:
         """Pack records into as few bodies as the size limits allow."""
         try:
             body = wire.encode_body(records, self._codec)

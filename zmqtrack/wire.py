@@ -192,13 +192,13 @@ def decode_header(frame: bytes) -> Header:
 # --- body --------------------------------------------------------------------------------
 
 
-def encode_body(records: Sequence[Record], codec: int = CODEC_PLAIN) -> bytes:
-    """Frame 2 of a batch: the records, column by column.
+def encode_body(records: Sequence[tuple[Any, ...]], codec: int = CODEC_PLAIN) -> bytes:
+    """Frame 2 of a batch: the records (or longer tuples that begin so), column by column.
 
     Raises:
         TypeError, ValueError, OverflowError: a value that msgpack cannot carry.
     """
-    keys, values, steps, times = zip(*records)  # noqa: B905 -- records are of one length
+    keys, values, steps, times, *_ = zip(*records)  # noqa: B905 -- records are of one length
     table = {key: index for index, key in enumerate(dict.fromkeys(keys))}
     index = [0] * len(keys) if len(table) == 1 else [table[key] for key in keys]
     columns = (list(table), index, steps, times, values)

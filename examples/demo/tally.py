@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,3 @@ class Tally:
     @classmethod
     def load(cls, path: Path) -> Tally:
         return cls(json.loads(path.read_text()))
-
-
-def differences(logged: Tally, there: Tally) -> Iterable[str]:
-    """The kinds in which the two differ."""
-    return [kind for kind in KINDS if logged[kind] != there[kind]]

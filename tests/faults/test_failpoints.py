@@ -299,3 +299,22 @@ def test_an_mlflow_server_that_is_killed_around_a_request_loses_and_doubles_noth
         assert server.starts == 1 + len(points)
     finally:
         server.stop()
+
+
+def test_what_a_writer_left_that_died_before_it_began_does_not_stop_others(
+    daemon: Make, tmp_path: Path, address: str
+) -> None:
+    begun, other = Site("site-0", tmp_path / "ledgers"), Site("site-1", tmp_path / "ledgers")
+    env = failing(tmp_path / "died", ["writer/spool.create:inside:1"])
+    for site, more in ((begun, env), (other, {"EXIT_TIMEOUT": "0"})):
+        process = site.start(address, 100, env=more)  # nobody listens yet
+        process.communicate(timeout=PATIENCE)
+    assert len(list(Path(os.environ["ZMQTRACK_SPOOL_DIR"]).glob("*.spool"))) == 2
+    served = daemon([jsonl(tmp_path / "lines")], control=address).start()
+    send_what_is_left()
+    served.drain()
+    served.stop()
+    assert not begun.tried
+    assert len(other.kept) == 100
+    check([begun, other], oracle.read_jsonl(tmp_path / "lines"))
+    assert not list(Path(os.environ["ZMQTRACK_SPOOL_DIR"]).glob("*.spool"))

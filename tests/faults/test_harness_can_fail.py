@@ -144,7 +144,7 @@ def test_an_adapter_that_leaves_what_is_in_doubt_is_found(
 def test_a_writer_that_pushes_what_its_spool_has_not_committed_is_found(
     daemon: Make, tmp_path: Path, address: str, fault: bool
 ) -> None:
-    mutations = ["spool in memory"] if fault else []
+    mutations = ["push before the commit"] if fault else []
     site = Site("site", tmp_path / "ledgers")
     env = failing(tmp_path / "died", ["writer/spool.append:before:5"], mutations)
     assert run(site, address, env) == -signal.SIGKILL  # while nobody listens

@@ -339,3 +339,39 @@ def test_when_publications_are_dropped_the_adapter_catches_up_also_at_the_tail(
     check([site], shown)
     proxied.publish.down.keep = None
     settle(proxied.served, [site], tmp_path / "lines", lambda s: s.start(proxied.address, 100))
+
+
+@pytest.mark.timeout(300)
+def test_a_daemon_without_room_is_not_sent_the_same_again_and_again(
+    daemon: Make, tmp_path: Path
+) -> None:
+    folder = tmp_path / "lines"
+    folder.write_text("where a folder is to be")  # the adapter cannot deliver: nothing is trimmed
+    served = daemon(
+        [jsonl(folder, retry_max="500ms")],
+        ingest="tcp://127.0.0.1:0",
+        max_bytes=1_000_000,
+        retain_bytes=0,
+    )
+    site = Site("site", tmp_path / "ledgers")
+    with served, Proxy(served.address) as control:
+        refusals = []
+
+        def keep(frames: list[bytes]) -> bool:
+            message = msgpack.unpackb(frames[-1])
+            if message.get("reason") == "busy":
+                refusals.append(message)
+            return True
+
+        control.down.keep = keep
+        with Writer(site, control.address) as writer:
+            wait_until(lambda: served.status()["daemon"]["journal_full"])
+            full = writer.kept
+            wait_until(lambda: len(refusals) >= 2)
+            writer.wait_for(full + DURING)
+            folder.unlink()
+            end = writer.kept
+            wait_until(lambda: journalled(served) >= end, HEALTHY)
+            writer.finish()
+        status = settle(served, [site], folder, lambda s: s.start(served.address, 100))
+        assert status["daemon"]["duplicate_batches"] <= WINDOW_BATCHES

@@ -48,6 +48,9 @@ def send(directory: Path | None, timeout: float, address: str | None) -> tuple[i
             spool = Spool.open(path)
         except SpoolError:
             continue  # in use, or damaged: `list` says which
+        if not spool.pending():  # all is delivered, or its writer died before it began
+            spool.close()
+            continue
         links.append(Link(spool, address or spool.address))
     waiting = sum(link.spool.pending() for link in links)
     deadline = time.monotonic() + timeout

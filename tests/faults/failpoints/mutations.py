@@ -5,11 +5,12 @@ Each is one that a hasty change could bring.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
-import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 
@@ -84,13 +85,21 @@ def _leave_what_is_in_doubt(module: ModuleType) -> None:
     module._cut = lambda *_: None  # type: ignore[attr-defined]
 
 
-def _keep_the_spool_in_memory(module: ModuleType) -> None:
-    def connect(_: Any, **more: Any) -> sqlite3.Connection:
-        return sqlite3.connect(":memory:", **more)
+def _leave_the_spool_uncommitted(module: ModuleType) -> None:
+    @contextlib.contextmanager
+    def transaction(self: Any) -> Iterator[None]:
+        if not self._db.in_transaction:
+            self._db.execute("BEGIN IMMEDIATE")
+        yield
 
-    module.sqlite3 = SimpleNamespace(  # type: ignore[attr-defined]
-        connect=connect, Error=sqlite3.Error, Connection=sqlite3.Connection
-    )
+    create = module.Spool.create
+
+    def careless(*args: Any) -> Any:
+        spool = create(*args)
+        spool._transaction = functools.partial(transaction, spool)
+        return spool
+
+    module.Spool.create = careless
 
 
 MUTATIONS: dict[str, tuple[str, Callable[[ModuleType], None]]] = {
@@ -103,5 +112,5 @@ MUTATIONS: dict[str, tuple[str, Callable[[ModuleType], None]]] = {
     "accept twice": ("zmqtrack.daemon.broker", _accept_what_is_there_already),
     "greet without memory": ("zmqtrack.daemon.control", _believe_what_a_writer_has),
     "no undo": ("zmqtrack.adapters.ledger", _leave_what_is_in_doubt),
-    "spool in memory": ("zmqtrack.spool", _keep_the_spool_in_memory),
+    "push before the commit": ("zmqtrack.spool", _leave_the_spool_uncommitted),
 }
