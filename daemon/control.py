@@ -20,6 +20,8 @@ __all__ = ["Control"]
 
 #: Most bytes in one page of a replay.
 PAGE_BYTES = 8 << 20
+#: Streams that a status tells of: with the longest names they fit into one message.
+STATUS_STREAMS = 1000
 
 
 class Control:
@@ -234,6 +236,7 @@ class Control:
 
     def _status(self, identity: bytes, request: dict[str, Any]) -> None:
         head = self._journal.head
+        streams, total = self._journal.streams(STATUS_STREAMS)
         dead = self._journal.count_dead_letters()
         cursors = {name: Cursor(0, 0, b"", {}, 0.0) for name in self._required}
         cursors |= dict(self._journal.cursors())
@@ -264,10 +267,8 @@ class Control:
                 "file_bytes": self._journal.file_size(),
             },
             adapters=adapters,
-            streams=[
-                {"stream": stream.hex(), **known._asdict()}
-                for stream, known in self._journal.streams()
-            ],
+            streams=[{"stream": stream.hex(), **known._asdict()} for stream, known in streams],
+            streams_total=total,
             losses=[
                 {"reason": reason, "site": site, "n": n}
                 for reason, site, n in self._journal.counters()

@@ -494,12 +494,16 @@ class Journal:
     def counters(self) -> list[tuple[str, str, int]]:
         return self._db.execute("SELECT reason, site, n FROM counter ORDER BY 1, 2").fetchall()
 
-    def streams(self) -> list[tuple[bytes, Stream]]:
+    def streams(self, limit: int) -> tuple[list[tuple[bytes, Stream]], int]:
+        """The ``limit`` that were seen last, oldest first, and how many there are in all."""
         rows = self._db.execute(
-            "SELECT id, seq, experiment, run, site, records, first_seen, last_seen "
-            "FROM stream ORDER BY first_seen"
-        )
-        return [(row[0], Stream(row[1], (row[2], row[3], row[4]), *row[5:])) for row in rows]
+            "SELECT * FROM (SELECT id, seq, experiment, run, site, records, first_seen, last_seen "
+            "FROM stream ORDER BY last_seen DESC LIMIT ?) ORDER BY first_seen",
+            (limit,),
+        ).fetchall()
+        total: int = self._db.execute("SELECT count(*) FROM stream").fetchone()[0]
+        found = [(row[0], Stream(row[1], (row[2], row[3], row[4]), *row[5:])) for row in rows]
+        return found, total
 
     def file_size(self) -> int:
         """Bytes of the database file; what was trimmed is used again, not given back."""

@@ -156,7 +156,7 @@ def commands(out: Path) -> list[str]:
     if bin.is_relative_to(Path.cwd()):
         bin = Path(os.path.relpath(bin))
     return [
-        f"{bin}/tensorboard --logdir {out / TENSORBOARD}",
+        f"{bin}/tensorboard --load_fast=false --logdir {out / TENSORBOARD}",
         f"{bin}/mlflow ui --backend-store-uri sqlite:///{out / MLFLOW}",
         f"{bin}/wandb sync {out / WANDB}/wandb/offline-run-*   # to an account of yours",
         f"head {out / JSONL / EXPERIMENT / RUN}/*.jsonl",

@@ -59,7 +59,7 @@ class Proxy:
         self.target = target
         self.up, self.down = Direction(), Direction()
         self.connections: set[Connection] = set()
-        #: Connections that were accepted since the start.
+        #: Connections that were made since the start, to both sides.
         self.accepted = 0
         self._refusing = False
         self._loop = asyncio.new_event_loop()
@@ -129,7 +129,6 @@ class Proxy:
             connection.abort()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.accepted += 1
         host, _, port = self.target.removeprefix("tcp://").rpartition(":")
         try:
             far_reader, far_writer = await asyncio.open_connection(host, int(port))
@@ -138,6 +137,7 @@ class Proxy:
             return
         connection = Connection(writer, far_writer)
         self.connections.add(connection)
+        self.accepted += 1
         pumps = [
             self._loop.create_task(self._pump(connection, reader, far_writer, self.up)),
             self._loop.create_task(self._pump(connection, far_reader, writer, self.down)),

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scene import Scene, failing, free_address, nothing_left_behind
+from scene import Scene, failing, free_address, nothing_left_behind, send_what_is_left
 
 import oracle
 from harness import PATIENCE, Daemon, jsonl
-from oracle import check, check_more
+from oracle import Site, check, check_more
 
 Make = Callable[..., Daemon]
 
@@ -305,8 +305,8 @@ def test_what_a_writer_left_that_died_before_it_began_does_not_stop_others(
     daemon: Make, tmp_path: Path, address: str
 ) -> None:
     begun, other = Site("site-0", tmp_path / "ledgers"), Site("site-1", tmp_path / "ledgers")
-    env = failing(tmp_path / "died", ["writer/spool.create:inside:1"])
-    for site, more in ((begun, env), (other, {"EXIT_TIMEOUT": "0"})):
+    env = failing(tmp_path / "died", ["writer/spool.made:after:1"])
+    for site, more in ((other, {"EXIT_TIMEOUT": "0"}), (begun, env)):
         process = site.start(address, 100, env=more)  # nobody listens yet
         process.communicate(timeout=PATIENCE)
     assert len(list(Path(os.environ["ZMQTRACK_SPOOL_DIR"]).glob("*.spool"))) == 2

@@ -350,7 +350,7 @@ def test_a_daemon_without_room_is_not_sent_the_same_again_and_again(
     served = daemon(
         [jsonl(folder, retry_max="500ms")],
         ingest="tcp://127.0.0.1:0",
-        max_bytes=1_000_000,
+        max_bytes=100_000,
         retain_bytes=0,
     )
     site = Site("site", tmp_path / "ledgers")

@@ -37,6 +37,8 @@ def status(facts: dict[str, Any]) -> None:
     for (site, experiment, run), (records, seen) in sorted(rows.items()):
         table.add_row(site, experiment, run, f"{records:.0f}", f"{_age(now - seen)} ago")
     console.print(table if rows else "no site has logged yet")
+    if earlier := facts["streams_total"] - len(facts["streams"]):
+        console.print(f"… and {earlier} streams that were seen before these")
     table = Table("adapter", "state", "cursor", "lag", "delivered", "dead letters", "", box=None)
     for name, adapter in facts["adapters"].items():
         state = adapter["state"]

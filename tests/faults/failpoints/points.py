@@ -221,6 +221,7 @@ def _mlflow(module: ModuleType) -> None:
 
 
 PATCHES: list[tuple[str, Callable[[ModuleType], None]]] = [
+    ("zmqtrack.spool", method("Spool", "__init__", "spool.made")),
     ("zmqtrack.spool", method("Spool", "append", "spool.append")),
     ("zmqtrack.spool", method("Spool", "_insert", "spool.insert")),
     ("zmqtrack.spool", method("Spool", "acknowledge", "spool.acknowledge")),
