@@ -84,6 +84,7 @@ def run(spec: dict[str, Any], *, supervised: bool) -> int:
         return EX_CONFIG
     signal.signal(signal.SIGTERM, lambda *_: host.stop())
     signal.signal(signal.SIGINT, lambda *_: host.stop())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the supervisor held it back
     if supervised:
         threading.Thread(target=_end_with, args=(daemon_ended, host), daemon=True).start()
     try:

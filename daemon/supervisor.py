@@ -59,13 +59,19 @@ class Child:
             self._start()
 
     def _start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "zmqtrack.adapters"],
-            stdin=subprocess.PIPE,
-            text=True,
-            # Ctrl-C at a terminal is the daemon's: it ends its adapters in order.
-            start_new_session=True,
-        )
+        # SIGTERM waits until the process has a handler for it: a stop must not end it halfway
+        # through its imports, with nothing delivered.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "zmqtrack.adapters"],
+                stdin=subprocess.PIPE,
+                text=True,
+                # Ctrl-C at a terminal is the daemon's: it ends its adapters in order.
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._started = time.monotonic()
         assert self._process.stdin is not None
         try:

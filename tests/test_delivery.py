@@ -128,6 +128,18 @@ def test_sigterm_delivers_what_came_in_and_exits_with_0(daemon: Make, tmp_path: 
     assert [line["key"] for line in read_jsonl(out, "e", "r", "s")] == ["start", "a", "end"]
 
 
+def test_a_stop_while_an_adapter_is_still_starting_delivers_too(
+    daemon: Make, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with daemon([jsonl(out)]) as served:
+        served.wait_for("adapter jsonl runs as process")
+        with zmqtrack.init("e", "r", "s", served.address) as run:
+            run.log_metric("a", 1)
+        served.stop()
+    assert [line["key"] for line in read_jsonl(out, "e", "r", "s")] == ["start", "a", "end"]
+
+
 def test_an_adapter_that_is_killed_comes_back_and_nothing_is_lost_or_doubled(
     daemon: Make, tmp_path: Path
 ) -> None:

@@ -148,7 +148,7 @@ class Sender(threading.Thread):
                     self.wake()
                     continue
                 if deadline is not None and (
-                    (own.done and not self._unspooled) or time.monotonic() >= deadline
+                    self._has_sent_all(own) or time.monotonic() >= deadline
                 ):
                     break
         finally:
@@ -162,6 +162,12 @@ class Sender(threading.Thread):
             write, self._wake_write = self._wake_write, -1
             os.close(self._wake_read)
             os.close(write)
+
+    def _has_sent_all(self, own: Link) -> bool:
+        """Also what earlier processes left: short runs would never get to it otherwise."""
+        adopts = _adopters.get(self._place) is self
+        busy = adopts and (len(self._links) > 1 or self._adopt_due == 0.0)
+        return own.done and not self._unspooled and not busy
 
     def _turn(self, own: Link) -> None:
         """Buffer → batches → spool → push; the loop's body."""
