@@ -223,7 +223,7 @@ def test_the_launchers_names_come_before_log_dir_and_arguments_before_both(
         RunKey("e", "r", "s"),
     ]
     tags = [record.value for records in runs.values() for kind, record in records if kind == "tag"]
-    assert tags == ["train", "train", "val", "train"]
+    assert tags == ["runs/train", "runs/train", "runs/val", "runs/train"]
 
 
 def test_a_comment_ends_the_name_of_a_run_that_has_none(spool: Spooled) -> None:

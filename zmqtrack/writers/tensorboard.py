@@ -105,13 +105,16 @@ class SummaryWriter:
             self.run = begin(
                 {"experiment": experiment, "run": run, "site": site},
                 names,
-                tags={"run": "log_dir"} if given else {},
+                tags={},
                 # Writers without a folder of their own are told apart by nothing: one run.
                 identity=given or "",
                 label=names["run"] if given else None,
                 exact=run is not None,
                 address=address,
             )
+            lost = [part for part, name in names.items() if getattr(self.run.key, part) != name]
+            if given and any(names[part] for part in lost):
+                self.run.set_tag("log_dir", given)
         if purge_step is not None:
             note("SummaryWriter(purge_step)", "nothing is purged; repeated steps are kept")
         if comet_config is not None and not comet_config.get("disabled", True):
