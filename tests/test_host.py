@@ -524,8 +524,8 @@ def test_a_subscriber_that_was_too_slow_for_zeromqs_queues_misses_nothing(
     ):
         adapter.free.clear()
         with zmqtrack.init("e", "r", "s", one.control_address) as run:
-            for step in range(150):
-                run.log_text("t", "x" * 20_000, step=step)
+            for step in range(150):  # more than the kernel's buffers, or one delivery, can hold
+                run.log_text("t", "x" * 200_000, step=step)
                 if step % 3 == 0:
                     run.flush()
         replays = one.replays
