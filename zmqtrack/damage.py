@@ -93,12 +93,33 @@ class WriteAheadLog:
         return range(32, len(self._content) - 24 - self._page + 1, 24 + self._page)
 
     def _usual_salts(self) -> bytes:
-        """The header's; where fewer than two frames have those, what most frames have."""
-        header = self._content[16:24]
+        """The header's; where that is damaged, what most frames have.
+
+        A sound header with other salts than all frames is no damage: the log has begun anew.
+        """
+        if len(self._content) < 32:
+            return b""
+        stored = struct.unpack_from(">II", self._content, 24)
         counts = collections.Counter(self._content[at + 8 : at + 16] for at in self._frames())
-        if counts and counts[header] < 2:
+        if counts and _sums(self._content[:24], (0, 0)) != stored:
             return counts.most_common(1)[0][0]
-        return header
+        return self._content[16:24]
+
+    def _own(self) -> list[int]:
+        """Where the frames of this log begin, but for the last: a killed process may have torn it.
+
+        SQLite writes a frame's head and its page one after the other. What is torn is no damage,
+        and must not be mended: its page is what stood there before.
+        """
+        own = [at for at in self._frames() if self._content[at + 8 : at + 16] == self._salts]
+        return own if len(own) > 1 and self._agrees(own[-1]) else own[:-1]
+
+    def _agrees(self, at: int) -> bool:
+        """Whether a frame's sums go on from those of the frame before it."""
+        before = struct.unpack_from(">II", self._content, at - self._page - 8)
+        sums = _sums(self._content[at : at + 8], before)
+        sums = _sums(self._content[at + 24 : at + 24 + self._page], sums)
+        return sums == struct.unpack_from(">II", self._content, at + 16)
 
     def dropped_commits(self, db: sqlite3.Connection) -> int:
         """How many commits in the log were not taken by ``db``, which has been opened since.
@@ -109,12 +130,9 @@ class WriteAheadLog:
         if not self._frames():
             return 0
         taken = max(0, db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1])
+        first = 32 + taken * (24 + self._page)
         return sum(
-            1
-            for number, at in enumerate(self._frames())
-            if number >= taken
-            and self._content[at + 4 : at + 8] != b"\0\0\0\0"
-            and self._content[at + 8 : at + 16] == self._salts
+            1 for at in self._own() if at >= first and self._content[at + 4 : at + 8] != b"\0" * 4
         )
 
     def mend(self) -> None:
@@ -123,7 +141,8 @@ class WriteAheadLog:
         No connection may be open.
         """
         log = bytearray(self._content)
-        last = max((at for at in self._frames() if log[at + 8 : at + 16] == self._salts), default=0)
+        last = max(self._own(), default=0)
+        del log[last + 24 + self._page :]
         little = sys.byteorder == "little"
         struct.pack_into(">III", log, 0, 0x377F0682 + (not little), 3007000, self._page)
         log[16:24] = self._salts
