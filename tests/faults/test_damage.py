@@ -6,6 +6,8 @@ import json
 import os
 import random
 import shutil
+import sqlite3
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from zmqtrack.daemon.journal import Cursor, Journal, JournalError
 
 import zmqtrack
 from harness import Daemon, jsonl, read_jsonl
-from zmqtrack import wire
+from zmqtrack import damage, wire
 from zmqtrack.errors import SpoolError
 from zmqtrack.records import Record, RunKey
 from zmqtrack.spool import Outgoing, Spool
@@ -140,6 +142,34 @@ def test_a_write_ahead_log_with_flipped_bytes_is_noticed(
         found = _check_journal(state, caplog)
         assert found == BATCHES or "damaged" in caplog.text
         shutil.rmtree(state)
+
+
+@pytest.mark.parametrize("begun_anew", [False, True])
+def test_what_a_killed_process_leaves_in_the_log_is_no_damage(
+    journals: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, begun_anew: bool
+) -> None:
+    """A frame whose page was not written any more; or a header with new salts and no frame yet."""
+    state = tmp_path / "state"
+    shutil.copytree(journals["crashed"], state)
+    path = state / "journal.db-wal"
+    log = path.read_bytes()
+    if begun_anew:
+        main = sqlite3.connect(state / "journal.db")  # all of the log is in the file already
+        main.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        main.close()
+        head = log[:16] + b"new salt"
+        sums = damage._sums(head, (0, 0))
+        path.write_bytes(head + struct.pack(">II", *sums) + log[32:])
+    else:
+        at = len(log) - 24 - 4096
+        path.write_bytes(log + log[at : at + 24] + bytes(4096))  # the head of a commit, no page
+    before = damage.WriteAheadLog(state / "journal.db")
+    db = sqlite3.connect(state / "journal.db")
+    db.execute("SELECT count(*) FROM batch").fetchone()
+    assert before.dropped_commits(db) == 0
+    db.close()
+    assert _check_journal(state, caplog) == BATCHES
+    assert "damaged" not in caplog.text
 
 
 @pytest.mark.timeout(600)
