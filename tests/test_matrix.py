@@ -2,7 +2,7 @@
 
 One daemon with all trackers; each syntax in a process of its own, under a launcher's names. What
 must be there is written down by hand, twice over: as the neutral facts that a script logs
-(``…_facts``), and as the form in which DESIGN section 8 and each adapter's own text say that a
+(``…_facts``), and as the form in which docs/data-types.md and each adapter's own text say that a
 tracker shows them (the functions marked ``@cell``). No adapter's code is asked.
 """
 
@@ -342,7 +342,7 @@ class Between:
 
 
 class Fact(NamedTuple):
-    """One thing that a script logged: DESIGN's record, with a time that may be Between."""
+    """One thing that a script logged: a record, with a time that may be Between."""
 
     type: str
     key: str

@@ -43,7 +43,7 @@ MEMORY = (64 << 20) + WRITERS * 2 * (80 << 10)
 def journal_limit(batches: int, records: int) -> int:
     """Bytes of the journal's files: rows and their index, a stream's row, and the log behind it.
 
-    A metric takes 20 bytes (DESIGN section 9), a row's header and columns below 400, its index
+    A metric takes 20 bytes, a row's header and columns below 400, its index
     below 100; half of a page may be empty. SQLite's log is about 1000 pages between two
     checkpoints; a large commit may double it.
     """
