@@ -52,9 +52,19 @@ def checksum(data_type: str, header: bytes, body: bytes) -> int:
     return zlib.crc32(body, zlib.crc32(header, zlib.crc32(data_type.encode())))
 
 
+class _Connection(sqlite3.Connection):
+    """SQLite quotes a damaged schema in its message, and Python may fail to decode that."""
+
+    def execute(self, *args: Any) -> sqlite3.Cursor:
+        try:
+            return super().execute(*args)
+        except UnicodeDecodeError as error:
+            raise sqlite3.DatabaseError(f"malformed, {error.object!r:.200}") from None
+
+
 def connect(path: Path) -> sqlite3.Connection:
     """A connection for one thread at a time, which reads damaged text too."""
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, factory=_Connection)
     db.text_factory = lambda text: text.decode(errors="replace")
     return db
 

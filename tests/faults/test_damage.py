@@ -248,6 +248,20 @@ def test_a_damaged_spool_sends_what_is_intact_and_accounts_for_the_rest(
     assert opened > PLACES // 2
 
 
+def test_a_spool_whose_schema_is_no_longer_text_is_damaged_like_any_other(
+    spools: dict[str, Path], tmp_path: Path
+) -> None:
+    """Where SQLite's own message cannot be decoded."""
+    folder = tmp_path / "spool"
+    shutil.copytree(spools["closed"], folder)
+    (path,) = folder.glob("*.spool")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"CREATE TABLE batch", b"CREATE TABLE b\xb3tch", 1))
+    with pytest.raises(SpoolError, match="is damaged: nothing of it could be read"):
+        Spool.open(path)
+    assert len(list(folder.glob("*.damaged-*"))) == 1  # for a person to look at
+
+
 def test_a_daemon_with_a_damaged_journal_says_so_and_serves_on(
     daemon: Make, tmp_path: Path
 ) -> None:

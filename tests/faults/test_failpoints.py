@@ -238,25 +238,26 @@ class Server:
                 env=self._env,
                 start_new_session=True,
             )
-        self._pid_file.write_text(str(self._process.pid))
         self.starts += 1
 
     def wait_until_up(self) -> None:
         deadline = time.monotonic() + 2 * PATIENCE
-        while True:
+        while not self._pid_file.exists():
             self.keep_going()
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
-            except OSError:
-                assert time.monotonic() < deadline, (self._folder / "log").read_text()
-                time.sleep(0.1)
-            else:
-                return
+            assert time.monotonic() < deadline, (self._folder / "log").read_text()
+            time.sleep(0.1)
 
     def keep_going(self) -> None:
+        """Start it again if it was killed; once it answers, name it as one that can be killed."""
         if self._process.poll() is not None:
             assert self._process.returncode == -signal.SIGKILL, (self._folder / "log").read_text()
             self.start()
+        elif not self._pid_file.exists():
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
+            except OSError:
+                return
+            self._pid_file.write_text(str(self._process.pid))
 
     def stop(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)

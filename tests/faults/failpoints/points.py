@@ -67,6 +67,8 @@ class Fuse:
             point = self._armed or self.arm()
             if point is None or (point.name, point.when) != (name, when):
                 return False
+            if point.victim and not self._pid_of(point.victim).exists():
+                return False  # it is dead already, and not up again
             self._calls += 1
             return self._calls >= point.n
 
@@ -81,11 +83,17 @@ class Fuse:
                 self.arm()
                 return  # an older process of this owner was here first
             if point.victim:
-                os.killpg(int((self._folder / f"{point.victim}.pid").read_text()), signal.SIGKILL)
+                pid = self._pid_of(point.victim)
+                os.killpg(int(pid.read_text()), signal.SIGKILL)
+                pid.resolve().unlink()
                 self.arm()
             else:
                 os.kill(os.getpid(), signal.SIGKILL)
                 signal.pause()  # not one instruction more
+
+    def _pid_of(self, victim: str) -> Path:
+        """A file that is there while the victim is up."""
+        return self._folder / f"{victim}.pid"
 
     @property
     def kills_another(self) -> bool:
