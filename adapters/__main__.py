@@ -18,12 +18,14 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from zmqtrack import keys
 from zmqtrack.config import AdapterConfig, load
-from zmqtrack.errors import ConfigError, ControlError
+from zmqtrack.errors import ConfigError, ControlError, KeyFileError
+from zmqtrack.keys import Key
 
-from . import loader
+from . import loader, secrets
 from .host import Host, Superseded
 
 EX_CONFIG = 78
@@ -35,8 +37,10 @@ def main() -> int:
     parser.add_argument("--name", help="the adapter's name in that file")
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    answer = sys.stdout
+    secrets.guard_output()
     if arguments.check:
-        return check()
+        return check(answer)
     if arguments.config:
         try:
             spec = _from_file(arguments.config, arguments.name)
@@ -48,14 +52,15 @@ def main() -> int:
     return run(spec, supervised=not arguments.config)
 
 
-def check() -> int:
+def check(answer: TextIO) -> int:
     """Answer a JSON list of adapter configurations with a list of [index, path, message]."""
     found = []
     for index, item in enumerate(json.load(sys.stdin)):
         error = loader.check(AdapterConfig.model_validate(item))
         if error is not None:
-            found += [[index, path, message] for path, message in error.problems]
-    json.dump(found, sys.stdout)
+            found += [[index, path, secrets.mask(text)] for path, text in error.problems]
+    json.dump(found, answer)
+    answer.flush()
     return 0
 
 
@@ -78,8 +83,9 @@ def run(spec: dict[str, Any], *, supervised: bool) -> int:
         if daemon_ended.wait(0.1):
             return 0  # the next daemon starts a process of its own
     try:
-        host = Host(config, spec["address"], state_dir)
-    except loader.LoadError as error:
+        os.environ.update(secrets.resolve(config))
+        host = Host(config, spec["address"], state_dir, _key(spec))
+    except (loader.LoadError, secrets.SecretError, KeyFileError) as error:
         log.error("%s", error)
         return EX_CONFIG
     signal.signal(signal.SIGTERM, lambda *_: host.stop())
@@ -96,6 +102,18 @@ def run(spec: dict[str, Any], *, supervised: bool) -> int:
         log.error("the daemon refuses: %s", error)
         return 1
     return 0
+
+
+def _key(spec: dict[str, Any]) -> Key | None:
+    """The daemon's own adapters are given one; on another machine it is in ``ZMQTRACK_KEY``.
+
+    Raises:
+        KeyFileError: it cannot be used.
+    """
+    if spec.get("key"):
+        return Key.of(spec["key"])
+    path = os.environ.get("ZMQTRACK_KEY")
+    return keys.load(path) if path and "key" not in spec else None
 
 
 def _taken(lock: int) -> bool:
@@ -119,10 +137,15 @@ def _end_with(daemon_ended: threading.Event, host: Host) -> None:
 
 
 def _from_file(path: Path, name: str | None) -> dict[str, Any]:
-    config = load(path).config
+    located = load(path)
+    config = located.config
     names = [adapter.name for adapter in config.adapters]
-    for adapter in config.adapters:
+    for index, adapter in enumerate(config.adapters):
         if adapter.name == name:
+            if (error := loader.check(adapter)) is not None:
+                raise ConfigError(
+                    [f"{located.where(index, keys)}: {text}" for keys, text in error.problems]
+                )
             return {
                 "address": config.daemon.control,
                 "state_dir": str(config.daemon.state_dir),
@@ -132,5 +155,16 @@ def _from_file(path: Path, name: str | None) -> dict[str, Any]:
     raise ConfigError([f"{path}: no adapter is named {name!r}; there are: {names}"])
 
 
+def without_folder_of_start() -> None:
+    """Let no adapter's class be imported from the folder in which we happen to be started.
+
+    ``python -m`` has put it first in ``sys.path``. What PYTHONPATH names comes after that.
+    (``python -P`` would do; it came with Python 3.11.)
+    """
+    if not getattr(sys.flags, "safe_path", False) and sys.path[0] in ("", str(Path.cwd())):
+        del sys.path[0]
+
+
 if __name__ == "__main__":
+    without_folder_of_start()
     sys.exit(main())

@@ -8,9 +8,13 @@ order; after a failed or interrupted :meth:`Adapter.deliver` the same batches co
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import logging
+import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -22,6 +26,8 @@ from zmqtrack.errors import ZMQTrackError
 from zmqtrack.records import VOCABULARY
 from zmqtrack.wire import Batch
 
+from .secrets import mask
+
 __all__ = [
     "Adapter",
     "Blocked",
@@ -30,6 +36,8 @@ __all__ = [
     "Refused",
     "TrackerError",
     "Unavailable",
+    "leads_elsewhere",
+    "own_entry",
     "safe_name",
 ]
 
@@ -86,6 +94,7 @@ class Context:
     counters: dict[str, int]
 
     def count(self, reason: str, n: int = 1) -> None:
+        reason = mask(reason)
         if reason not in self.counters:
             self.log.warning("%s (counted from here on, said once)", reason)
         self.counters[reason] = self.counters.get(reason, 0) + n
@@ -136,17 +145,79 @@ class Adapter(ABC):
         """Release the tracker. All that was delivered has been committed."""
 
 
+# --- names that come from a site, as names of files ------------------------------------------
+
+#: A name that the file system does not take, as Windows' do not take "con"; or something else
+#: stands there, such as another adapter's file.
+_NOT_TO_BE_HAD = frozenset({errno.EINVAL, errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR})
+
+#: What a name that was cut looks like; one that is like it by itself is treated the same.
+_CUT = re.compile(r".{160}~[0-9a-f]{32}")
+
+
 def safe_name(name: str) -> str:
     """``name`` as one path component that stays in its folder; distinct names stay distinct.
 
     Letters, digits, space and ``_.-~+=@,()`` stay; all else, and a leading dot, becomes
-    ``%XX``; longer than 200 bytes: cut, with a hash of the whole.
+    ``%XX``; longer than 200 bytes: cut, with a hash of the whole. All of it is ASCII, so that
+    no file system composes or decomposes it; for one that folds case, see :func:`own_entry`.
     """
-    safe = quote(name, safe=" _.-~+=@,()")
+    safe = quote(name, safe=" _.-~+=@,()", errors="surrogatepass") or "%"
     if safe.startswith("."):
         safe = "%2E" + safe[1:]
-    if len(safe) > 200:
-        import hashlib
-
-        safe = f"{safe[:160]}~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+    if len(safe) > 200 or _CUT.fullmatch(safe):
+        safe = f"{safe[:160]}~{_hash(name)}"
     return safe
+
+
+def other_name(name: str) -> str:
+    """The name to use where ``safe_name(name)`` cannot be had: that of no other name."""
+    # "%~" stands in no safe_name but where it was cut, and then the hash is another, or the length.
+    return f"{safe_name(name)[:160]}%~{_hash(name)}"
+
+
+def own_entry(
+    folder: Path,
+    name: str,
+    make: Callable[[Path], object],
+    suffix: str = "",
+    spell: Callable[[str], str] = str,
+) -> str:
+    """``name`` as an entry of ``folder`` (and ``suffix`` behind it) that is no other name's.
+
+    It is ``safe_name(name)``, except where the file system has that lead to the entry of another
+    name: one that folds case, or drops a dot at the end. There the second name to come gets a
+    hash behind it. The entry is made by ``make``, so that it is taken, also after a crash.
+    ``spell`` may put ``%XX`` for more characters.
+
+    Raises:
+        OSError: of ``make``.
+    """
+    plain, other = spell(safe_name(name)), spell(other_name(name))
+    known = [os.path.lexists(folder / (entry + suffix)) for entry in (plain, other)]
+    if known == [False, True] or leads_elsewhere(folder, plain + suffix):
+        plain = other
+    try:
+        make(folder / (plain + suffix))
+    except OSError as error:
+        if error.errno not in _NOT_TO_BE_HAD or plain == other or not folder.is_dir():
+            raise
+    else:
+        if not leads_elsewhere(folder, plain + suffix):
+            return plain
+    make(folder / (other + suffix))
+    return other
+
+
+def leads_elsewhere(folder: Path, name: str) -> bool:
+    """Whether the file system takes ``name`` for an entry that is spelled otherwise."""
+    if not os.path.lexists(folder / name):
+        return False
+    swapped = name.swapcase()
+    if swapped != name and not os.path.lexists(folder / swapped):
+        return False  # it tells case apart; to read the whole folder would take long
+    return all(entry.name != name for entry in folder.iterdir())
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:32]

@@ -23,13 +23,15 @@ import zmq
 
 from zmqtrack import wire
 from zmqtrack.config import AdapterConfig
-from zmqtrack.control import ControlClient, connect, resolve
+from zmqtrack.control import Connection, ControlClient, resolve
 from zmqtrack.errors import ControlError, FrameError
+from zmqtrack.keys import Key
 from zmqtrack.wire import Batch
 
 from . import loader
 from .artifacts import Assembler
 from .base import Adapter, Blocked, Context, Refused, Unavailable
+from .secrets import mask
 
 __all__ = ["Host", "Superseded"]
 
@@ -72,12 +74,14 @@ class _Letter(NamedTuple):
 class Host:
     """Runs one adapter until :meth:`stop`; then delivers what is left and returns."""
 
-    def __init__(self, config: AdapterConfig, address: str, state_dir: Path) -> None:
+    def __init__(
+        self, config: AdapterConfig, address: str, state_dir: Path, key: Key | None = None
+    ) -> None:
         assert config.name is not None
         cls = loader.load(config.type)
         self._config = config
         self._name = config.name
-        self._address = address
+        self._address, self._key = address, key
         self._log = logging.getLogger(f"zmqtrack.adapters.{config.name}")
         state_dir.mkdir(parents=True, exist_ok=True)
         self._context = Context(config.name, state_dir, self._log, {})
@@ -86,8 +90,8 @@ class Host:
         self._types = self._wanted_types()
         self._stop = threading.Event()
         self._stop_by: float | None = None
-        self._control = ControlClient(address)
-        self._sub: zmq.Socket[bytes]
+        self._control = ControlClient(address, key)
+        self._publish: Connection
         self._session = 0
         self._position = 0  # offset up to which all that we want has been gathered
         self._head = 0  # the journal's, as last heard
@@ -157,11 +161,16 @@ class Host:
         self._head = answer["head"]
         self._context.counters.update(answer["counters"])
         self._own_state(answer["cursor"])
-        self._sub = connect(zmq.SUB, resolve(answer["publish"], self._address))
+        publish = resolve(answer["publish"], self._address)
+        self._publish = Connection(zmq.SUB, publish, self._key)
+        self._ask_for_topics()
+        return bytes(answer["frames"][0])
+
+    def _ask_for_topics(self) -> None:
+        self._sub = self._publish.socket
         for data_type in self._types if self._types is not None else [""]:
             self._sub.subscribe(wire.topic(data_type) if data_type else b"")
         self._sub.subscribe(wire.topic("head"))
-        return bytes(answer["frames"][0])
 
     def _own_state(self, cursor: bytes) -> None:
         """The state folder lives and dies with the cursor: of a lost one nothing is in doubt."""
@@ -183,6 +192,8 @@ class Host:
             if self._position < self._head:
                 self._fetch()
                 continue
+            if self._publish.refusal() and self._publish.socket is not self._sub:
+                self._ask_for_topics()
             left = deadline - time.monotonic()
             if self._stop.is_set() or (self._gathered and left <= 0):
                 return
@@ -197,6 +208,9 @@ class Host:
     def _receive(self, frames: list[bytes]) -> None:
         """One published message: a batch, or the head that says which batches there are."""
         data_type = wire.decode_topic(frames[0])
+        if data_type == "pulse":  # who may not see all learns only how far the journal has come
+            self._head = max(self._head, wire.decode_control(frames[1])["head"])
+            return
         if data_type != "head":
             offset = wire.decode_header(frames[1]).offset
             if offset > self._position and len(self._live) < 4 * GATHER_BATCHES:
@@ -356,7 +370,7 @@ class Host:
         """Move the cursor to ``offset``, else to all that was gathered; which letters to retry."""
         whole, offset = offset is None, self._position if offset is None else offset
         dead = [letter for letter in self._dead if whole or letter.offset <= offset]
-        answer = self._ask(
+        answer = self._ask_for_room(
             "commit",
             name=self._name,
             session=self._session,
@@ -377,6 +391,20 @@ class Host:
         self._head = max(self._head, answer["head"])
         self._reported = time.monotonic()
         return list(answer["retry"])
+
+    def _ask_for_room(self, op: str, **fields: Any) -> dict[str, Any]:
+        """A request that is refused while there are too many dead letters: waits for a person."""
+        state, detail = self._state, self._detail
+        while True:
+            try:
+                answer = self._ask(op, **fields)
+            except ControlError as error:
+                if error.reason != "dead_letters_full" or self._stop.is_set():
+                    raise
+                self._trouble("blocked", str(error), BLOCKED_FIRST)
+            else:
+                self._state, self._detail = state, detail
+                return answer
 
     def _retry(self, ids: list[int]) -> list[int]:
         """Deliver dead letters that a person wants tried again; what is refused is buried anew.
@@ -435,7 +463,7 @@ class Host:
     ) -> None:
         """Put it among the dead letters, which are stored together with the cursor."""
         self._count_dead(header.count)
-        reason, packed = _sound(reason[:2000]), wire.encode_header(header)
+        reason, packed = _sound(reason)[:2000], wire.encode_header(header)
         self._dead.append(_Letter(header.offset, data_type, place, reason, packed, body))
 
     def _count_dead(self, n: int) -> None:
@@ -456,7 +484,7 @@ class Host:
             except ControlError as error:
                 if error.reason == "superseded":
                     raise Superseded(str(error)) from None
-                if error.reason not in ("unreachable", "timeout", "busy"):
+                if error.reason not in ("unreachable", "key_refused", "timeout", "busy"):
                     raise
                 if not said:
                     self._log.warning("%s", error)
@@ -473,8 +501,10 @@ class Host:
 
 
 def _sound(text: str) -> str:
-    """``text`` without what cannot be encoded: a message may hold the bytes of a file name."""
-    return text.encode(errors="replace").decode()
+    """``text`` without what cannot be encoded (a message may hold the bytes of a file name), and
+    without secrets: it goes to the daemon, and is shown.
+    """
+    return mask(text.encode(errors="replace").decode())
 
 
 def _jitter(wait: float) -> float:

@@ -12,11 +12,14 @@ that a record can; what it lacks is written like this, and :func:`restore` reads
 
 An image or artifact becomes a file of its own, and its value ``{"file", "size", "sha256"}``.
 ``file`` is relative to the folder of the ``.jsonl``: ``SITE.files/DIGEST/KEY``. Named by
-its content, a file that is delivered twice is there once, and none replaces another.
+its content, a file that is delivered twice is there once, and none replaces another. (Of the
+keys ``a`` and ``a/b`` with the same content, one gets a name with a hash: there is no folder
+where there is a file.)
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from base64 import b64decode, b64encode
@@ -27,11 +30,11 @@ from typing import Any
 
 import msgpack
 
-from zmqtrack.records import Record
+from zmqtrack.records import Record, RunKey
 from zmqtrack.wire import Batch
 
-from .base import Adapter, Context, Options, safe_name
-from .ledger import Ledger, disk, replace_file
+from .base import Adapter, Context, Options, Refused, other_name, own_entry, safe_name
+from .ledger import Ledger, disk, make_file, make_folder, replace_file
 
 __all__ = ["JSONLAdapter", "restore"]
 
@@ -39,6 +42,12 @@ __all__ = ["JSONLAdapter", "restore"]
 MAX_PATH = 512
 #: Bytes of an artifact that are in memory at a time.
 CHUNK = 1 << 20
+#: Runs whose file is remembered; another is looked up again.
+MAX_RUNS = 10_000
+#: What a file system answers where the key's path cannot be.
+_IMPOSSIBLE = frozenset(
+    {errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR}
+)
 
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp"}
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
@@ -57,24 +66,43 @@ class JSONLAdapter(Adapter):
         super().__init__(options, context)
         self._root = options.dir.expanduser().absolute()
         self._ledger = Ledger(context.state_dir, context.log)
+        self._files: dict[RunKey, Path] = {}
 
     def open(self, note: bytes) -> None:
+        self._files.clear()
         self._ledger.open(note)
 
     def deliver(self, batches: Sequence[Batch]) -> None:
         pieces: dict[Path, bytearray] = {}
-        for batch in batches:
-            experiment, run, site = (safe_name(name) for name in batch.run)
-            folder = self._root / experiment / run
-            lines = self._lines(batch, folder, f"{site}.files")
-            pieces.setdefault(folder / f"{site}.jsonl", bytearray()).extend(lines.encode())
-        self._ledger.append(pieces)
+        try:
+            for batch in batches:
+                file = self._file(batch.run)
+                lines = self._lines(batch, file.parent, f"{file.stem}.files")
+                pieces.setdefault(file, bytearray()).extend(lines.encode())
+            self._ledger.append(pieces)
+        except BaseException:
+            self._files.clear()  # what was made for them may have been taken back
+            raise
 
     def note(self) -> bytes:
         return self._ledger.note()
 
     def close(self) -> None:
         self._ledger.close()
+
+    def _file(self, run: RunKey) -> Path:
+        """The file of a run, made if need be."""
+        if run not in self._files:
+            folder = self._root
+            with disk(folder):
+                make_folder(folder)
+                for name in run[:2]:
+                    folder /= own_entry(folder, name, make_folder)
+                site = own_entry(folder, run.site, make_file, ".jsonl")
+            if len(self._files) >= MAX_RUNS:
+                del self._files[next(iter(self._files))]
+            self._files[run] = folder / f"{site}.jsonl"
+        return self._files[run]
 
     def _lines(self, batch: Batch, folder: Path, files: str) -> str:
         source = f'"stream":"{batch.header.stream.hex()}","seq":{batch.header.seq}}}\n'
@@ -107,14 +135,21 @@ def _keep(record: Record, folder: Path, files: str) -> dict[str, Any]:
     for chunk in _chunks(record.value):
         digest.update(chunk)
         size += len(chunk)
-    file = f"{files}/{digest.hexdigest()[:32]}/{_inside(record.key)}"
+    suffix = ""
     if isinstance(record.value, bytes):
         head = (suffix for magic, suffix in _SUFFIXES.items() if record.value.startswith(magic))
         suffix = next(head, "")
-        if not file.endswith(suffix):
-            file += suffix
-    with disk(folder / file):
-        replace_file(folder / file, _chunks(record.value), part=folder / files / ".part")
+    for name in (_inside(record.key), other_name(record.key)):
+        file = f"{files}/{digest.hexdigest()[:32]}/{name.removesuffix(suffix)}{suffix}"
+        with disk(folder / file):
+            try:
+                replace_file(folder / file, _chunks(record.value), part=folder / files / ".part")
+                break
+            except OSError as error:
+                if error.errno not in _IMPOSSIBLE:
+                    raise
+    else:
+        raise Refused(f"{record.key!r:.80}: no file can be made for it")
     return {"file": file, "size": size, "sha256": digest.hexdigest()}
 
 
@@ -129,7 +164,7 @@ def _chunks(source: bytes | Path) -> Iterator[bytes]:
 
 def _inside(key: str) -> str:
     """``key`` as a path that cannot leave the folder it is put in."""
-    path = "/".join(safe_name(part) or "%" for part in key.split("/"))
+    path = "/".join(safe_name(part) for part in key.split("/"))
     return path if len(path) <= MAX_PATH else safe_name(key)
 
 

@@ -20,13 +20,14 @@ from pathlib import Path
 
 from .base import Blocked, Unavailable
 
-__all__ = ["Ledger", "disk", "replace_file"]
+__all__ = ["Ledger", "disk", "make_file", "make_folder", "replace_file"]
 
 #: Confirmed deliveries that can be undone all the same, should the cursor go back a little.
 KEPT = 64
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+#: ELOOP: a symbolic link stands where one of our files should be; it is not followed.
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP})
 
 
 class Ledger:
@@ -130,14 +131,28 @@ class Ledger:
 
 def replace_file(path: Path, pieces: Iterable[bytes], part: Path) -> None:
     """Write ``path`` whole, by way of ``part``: a reader, or a crash, never sees half of it."""
-    _make_folder(path.parent)
-    with part.open("wb") as file:
+    make_folder(path.parent)
+    part.unlink(missing_ok=True)
+    with part.open("xb") as file:  # never through a link that somebody put there
         for piece in pieces:
             file.write(piece)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
     _sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, so that they outlive a power cut."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _sync_folder(path.parent)
+
+
+def make_file(path: Path) -> None:
+    """Make an empty file, if there is none."""
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666))
 
 
 @contextmanager
@@ -157,8 +172,8 @@ def disk(path: Path) -> Iterator[None]:
 
 
 def _append(path: Path, piece: bytes | bytearray, new: bool) -> None:
-    _make_folder(path.parent)
-    with path.open("ab") as file:
+    make_folder(path.parent)
+    with open(path, "ab", opener=_no_link) as file:
         file.write(piece)
         file.flush()
         os.fsync(file.fileno())
@@ -175,24 +190,21 @@ def _cut(path: Path, before: int, after: int, log: logging.Logger) -> None:
             path.unlink()
             _sync_folder(path.parent)
             return
-        with path.open("r+b") as file:
+        with open(path, "r+b", opener=_no_link) as file:
             file.truncate(before)
             os.fsync(file.fileno())
 
 
+def _no_link(path: str, flags: int) -> int:
+    """Opens only what is a file itself: a link that somebody put there leads elsewhere."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def _size(path: Path) -> int:
     try:
-        return path.stat().st_size
+        return path.lstat().st_size
     except (FileNotFoundError, NotADirectoryError):
         return 0
-
-
-def _make_folder(path: Path) -> None:
-    """Make a folder and its parents, so that they outlive a power cut."""
-    if not path.is_dir():
-        _make_folder(path.parent)
-        path.mkdir(exist_ok=True)
-        _sync_folder(path.parent)
 
 
 def _sync_folder(path: Path) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
 from zmqtrack.config import AdapterConfig, problems_of
 from zmqtrack.errors import ZMQTrackError
 
+from . import secrets
 from .base import Adapter
 
 __all__ = ["LoadError", "check", "known", "load"]
@@ -57,7 +60,8 @@ def load(type_: str) -> type[Adapter]:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise _bad_type(f"{type_!r}: cannot import {module_name!r}: {error}") from error
+        hint = _only_here(module_name, error)
+        raise _bad_type(f"{type_!r}: cannot import {module_name!r}: {error}{hint}") from error
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Adapter)):
         raise _bad_type(
@@ -77,19 +81,33 @@ def options(config: AdapterConfig, cls: type[Adapter]) -> BaseModel:
         LoadError: names all of them that are wrong.
     """
     try:
-        return cls.Options.model_validate(config.options)
+        options = cls.Options.model_validate(config.options)
+        secrets.hide_passwords(options.model_dump())  # some come from the environment
+        return options
     except ValidationError as error:
         problems = problems_of(error, cls.Options)
         raise LoadError(*((("options", *path), message) for path, message in problems)) from error
 
 
-def check(config: AdapterConfig) -> LoadError | None:
+def check(config: AdapterConfig) -> LoadError | secrets.SecretError | None:
     """Why the adapter cannot be used as configured, or None."""
     try:
-        options(config, load(config.type))
-    except LoadError as error:
+        with secrets.lent(secrets.resolve(config)):
+            options(config, load(config.type))
+    except (LoadError, secrets.SecretError) as error:
         return error
     return None
+
+
+def _only_here(module_name: str, error: ImportError) -> str:
+    """What to do about a module that is in the working folder, and is not installed."""
+    top = module_name.partition(".")[0]
+    if error.name != top or PathFinder.find_spec(top, [str(Path.cwd())]) is None:
+        return ""
+    return (
+        f". It is in {Path.cwd()}, but nothing is imported from the folder in which a daemon "
+        "happens to be started: install it (pip install -e .), or name its folder in PYTHONPATH"
+    )
 
 
 def _bad_type(message: str) -> LoadError:

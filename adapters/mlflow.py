@@ -18,8 +18,10 @@ log       ``logs/KEY.txt``, appended; every MiB goes on in ``KEY.2.txt``, ``KEY.
 ========= ==================================================================================
 
 What MLflow does not take in a key is written ``_xHEX_``, as XML names do (``50%`` is
-``50_x0025_``), and so is what would make a path leave its folder; a key over 250 bytes is
-cut, with a hash of the whole. Everything can be sent again: runs are found by a tag, points
+``50_x0025_``), and so is what would make a path leave its folder, and the whole of a name that
+a file system which folds case would take for another; a key over 250 bytes is cut, with a hash
+of the whole. Where a file of ours and one of the user's would have the same PATH, the second
+to come gets a name with a hash. Everything can be sent again: runs are found by a tag, points
 by MLflow's key, files by their name.
 """
 
@@ -39,15 +41,24 @@ from functools import lru_cache
 from itertools import count, zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, field_validator
 
 from zmqtrack.records import Record, RunKey
 from zmqtrack.wire import Batch
 
-from .base import Adapter, Blocked, Context, Options, Refused, TrackerError, Unavailable
-from .ledger import Ledger
+from .base import (
+    Adapter,
+    Blocked,
+    Context,
+    Options,
+    Refused,
+    TrackerError,
+    Unavailable,
+    leads_elsewhere,
+)
+from .ledger import Ledger, replace_file
 
 __all__ = ["MLflowAdapter"]
 
@@ -81,6 +92,10 @@ _ENVIRONMENT = {
 
 _IMAGE = re.compile(r"\.(png|jpe?g|gif|webp|bmp|tiff?)", re.IGNORECASE)
 _EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}")
+#: Folders where we make files of our own, whose names follow from keys alone.
+_OURS = re.compile(r"(params|tags|text|logs)/.")
+#: What a key that was cut looks like; one that is like it by itself is treated the same.
+_WAS_CUT = re.compile(r".*-[0-9a-f]{32}(\.[A-Za-z][A-Za-z0-9]{0,4})?", re.DOTALL)
 
 
 class MLflowOptions(Options):
@@ -112,13 +127,15 @@ class _Run:
     experiment: str
     status: str
     end: int
+    #: Where its artifacts are, if that is a folder that we write to ourselves.
+    folder: Path | None = None
 
 
 @dataclass
 class _Pending:
     """What one delivery has for one run, apart from files that are sent at once."""
 
-    run_id: str
+    run: _Run
     metrics: dict[tuple[str, int, int, str], Any] = field(default_factory=dict)
     params: list[Record] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
@@ -190,7 +207,7 @@ class MLflowAdapter(Adapter):
         starts = [r for batch in group if batch.type == "run" for r in batch if r.key == "start"]
         known = key in self._runs
         run = self._run(key, _ms((starts or group[0].records)[0].time))
-        pending = _Pending(run.id)
+        pending = _Pending(run)
         status, end = run.status, run.end
         for batch in group:
             handle = getattr(self, f"_on_{batch.type}")
@@ -206,7 +223,7 @@ class MLflowAdapter(Adapter):
                 handle(record, ms, pending)
         self._log_batches(pending)
         for path, texts in pending.appended.items():
-            self._append(run.id, path, texts, appended)
+            self._append(run, path, texts, appended)
         changed = (status, end) != (run.status, run.end)
         if changed:
             self._set_status(run, status, end)
@@ -238,7 +255,7 @@ class MLflowAdapter(Adapter):
 
         short = _short(record.value, MAX_TAG_VAL_LENGTH)
         if len(record.value) > MAX_TAG_VAL_LENGTH:
-            self._put(pending.run_id, f"tags/{record.key}.txt", record.value.encode())
+            self._put(pending.run, f"tags/{record.key}.txt", record.value.encode(), "tag")
         key = _name(record.key)
         if key.startswith("zmqtrack.") or key in ("mlflow.runName", "mlflow.parentRunId"):
             key = _hex(key[0]) + key[1:]  # these are ours
@@ -251,16 +268,15 @@ class MLflowAdapter(Adapter):
         if record.step is not None:
             name = _series(record, ms, record.value.encode())
             path = f"text/{record.key}/{name}{suffix if is_path else '.txt'}"
+            self._put(pending.run, path, record.value.encode(), owner=None)
         elif not is_path:
             pending.appended.setdefault(f"text/{record.key}", []).append(record.value)
-            return
         else:
-            path = record.key
-        self._put(pending.run_id, path, record.value.encode())
+            self._put(pending.run, record.key, record.value.encode())
 
     def _on_image(self, record: Record, ms: int, pending: _Pending) -> None:
         if record.step is None and _IMAGE.fullmatch(PurePosixPath(record.key).suffix):
-            self._put(pending.run_id, record.key, record.value)
+            self._put(pending.run, record.key, record.value)
             return
         whole, small = _renditions(record)
         # The names that MlflowClient.log_image makes, but with a UUID that is the content's.
@@ -268,17 +284,17 @@ class MLflowAdapter(Adapter):
         uuid = "-".join((digest[:8], digest[8:12], digest[12:16], digest[16:20], digest[20:32]))
         key = _cut(_escape(record.key, r"[^A-Za-z0-9_\-./ ]"), 120).replace("/", "~")
         name = f"images/{key}+step+{record.step or 0}+timestamp+{ms}+{uuid}"
-        self._put(pending.run_id, f"{name}.png", whole)
-        self._put(pending.run_id, f"{name}+compressed.webp", small)
+        self._put(pending.run, f"{name}.png", whole)
+        self._put(pending.run, f"{name}+compressed.webp", small)
         pending.tags["mlflow.loggedImages"] = "True"
 
     def _on_histogram(self, record: Record, ms: int, pending: _Pending) -> None:
         whole = {**record.value, "key": record.key, "step": record.step, "time": record.time}
         data = json.dumps(whole, default=str, skipkeys=True).encode()
-        self._put(pending.run_id, f"histograms/{record.key}/{_series(record, ms, data)}.json", data)
+        self._put(pending.run, f"histograms/{record.key}/{_series(record, ms, data)}.json", data)
 
     def _on_artifact(self, record: Record, ms: int, pending: _Pending) -> None:
-        self._put(pending.run_id, record.key, record.value)
+        self._put(pending.run, record.key, record.value)
 
     def _on_log(self, record: Record, ms: int, pending: _Pending) -> None:
         pending.appended.setdefault(f"logs/{record.key}", []).append(record.value)
@@ -288,7 +304,7 @@ class MLflowAdapter(Adapter):
     def _log_batches(self, pending: _Pending) -> None:
         from mlflow.entities import Param, RunTag
 
-        params, changes = self._sort_params(pending.run_id, pending.params)
+        params, changes = self._sort_params(pending.run, pending.params)
         tags = {**pending.tags, **changes}
         for batch in zip_longest(
             _chunks(pending.metrics.values(), MAX_METRICS, METRIC_BYTES),
@@ -296,10 +312,10 @@ class MLflowAdapter(Adapter):
             _chunks([RunTag(*item) for item in tags.items()], MAX_PAIRS, PAIR_BYTES),
             fillvalue=(),
         ):
-            self._client.log_batch(pending.run_id, *batch, synchronous=True)
+            self._client.log_batch(pending.run.id, *batch, synchronous=True)
 
     def _sort_params(
-        self, run_id: str, records: list[Record]
+        self, run: _Run, records: list[Record]
     ) -> tuple[dict[str, str], dict[str, str]]:
         """The params that are new, and the tags for those that have another value already."""
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
@@ -308,7 +324,7 @@ class MLflowAdapter(Adapter):
         tags: dict[str, str] = {}
         if not records:
             return params, tags
-        there = self._client.get_run(run_id).data
+        there = self._client.get_run(run.id).data
         values: dict[str, list[str]] = {}  # that a param had, the first first
         for record in records:
             key, whole = record.key, str(record.value)
@@ -324,7 +340,8 @@ class MLflowAdapter(Adapter):
             values[key].append(value)
             n = len(values[key])
             if len(whole) > MAX_PARAM_VAL_LENGTH:
-                self._put(run_id, f"params/{key}{f'.{n}' if n > 1 else ''}.txt", whole.encode())
+                path = f"params/{key}{f'.{n}' if n > 1 else ''}.txt"
+                self._put(run, path, whole.encode(), f"param {key}")
             if n == 1:
                 params[_name(key)] = value
             else:
@@ -333,9 +350,16 @@ class MLflowAdapter(Adapter):
 
     # --- files --------------------------------------------------------------------------------
 
-    def _put(self, run_id: str, path: str, content: bytes | Path) -> None:
-        """Make ``content`` the run's artifact at ``path``, or at what that becomes if unsafe."""
-        safe = PurePosixPath(_path(path))
+    def _put(
+        self, run: _Run, path: str, content: bytes | Path, owner: str | None = "the user's"
+    ) -> None:
+        """Make ``content`` the run's artifact at ``path``, or at what that becomes if unsafe.
+
+        ``owner`` is whose path it is, where another one's could be the same.
+        """
+        if owner and _OURS.match(path):
+            path = self._apart(run, path, owner)
+        safe = _where_it_is_alone(run.folder, PurePosixPath(_path(path)))
         local = self._upload / safe.name
         local.unlink(missing_ok=True)
         try:
@@ -344,13 +368,25 @@ class MLflowAdapter(Adapter):
             else:
                 local.write_bytes(content)
             folder = str(safe.parent) if safe.parent.name else None
-            self._client.log_artifact(run_id, str(local), folder)
+            self._client.log_artifact(run.id, str(local), folder)
         except Exception as error:
-            if self._is_taken(run_id, safe):  # which a server answers with 500
+            if self._is_taken(run.id, safe):  # which a server answers with 500
                 raise Refused(f"artifact {str(safe)!r}: a file and a folder of one name") from error
             raise
         finally:
             local.unlink(missing_ok=True)
+
+    def _apart(self, run: _Run, path: str, owner: str) -> str:
+        """``path``, or another one where it belongs to a record of another kind or key."""
+        owners = self._parts / run.id / "owners"
+        while True:
+            mark = owners / hashlib.sha256(path.encode()).hexdigest()[:32]
+            if not mark.exists():
+                replace_file(mark, [owner.encode()], part=owners / "part")
+            if mark.read_bytes() == owner.encode():
+                return path
+            digest = hashlib.sha256(f"{owner}\0{path}".encode()).hexdigest()[:32]
+            path = f"{path.removesuffix('.txt')}-{digest}.txt"
 
     def _is_taken(self, run_id: str, path: PurePosixPath) -> bool:
         """Whether there is a folder where the file should be, or a file where its folder is."""
@@ -361,14 +397,12 @@ class MLflowAdapter(Adapter):
                     return True
         return False
 
-    def _append(
-        self, run_id: str, path: str, texts: list[str], appended: dict[Path, bytes]
-    ) -> None:
+    def _append(self, run: _Run, path: str, texts: list[str], appended: dict[Path, bytes]) -> None:
         """Send the file again with ``texts`` at its end; MLflow cannot append.
 
         Our own copy gets them when the whole delivery has succeeded, by way of ``appended``.
         """
-        folder = self._parts / run_id / hashlib.sha256(path.encode()).hexdigest()[:32]
+        folder = self._parts / run.id / hashlib.sha256(path.encode()).hexdigest()[:32]
         numbers = sorted(int(part.stem) for part in folder.glob("*.txt"))
         number = numbers[-1] if numbers else 1
         before = (folder / f"{number}.txt").read_bytes() if numbers else b""
@@ -380,7 +414,8 @@ class MLflowAdapter(Adapter):
         for text in texts:
             last = (addition or before)[-1:]
             addition += (b"\n" if last not in (b"", b"\n") else b"") + text.encode()
-        self._put(run_id, f"{path}{f'.{number}' if number > 1 else ''}.txt", before + addition)
+        part = f"{path}{f'.{number}' if number > 1 else ''}.txt"
+        self._put(run, part, before + addition, f"appended {path}")
         appended[folder / f"{number}.txt"] = bytes(addition)
 
     # --- runs and their status ----------------------------------------------------------------
@@ -416,7 +451,13 @@ class MLflowAdapter(Adapter):
             )
         if "zmqtrack.adapter" not in first.data.tags:
             self._client.set_tag(first.info.run_id, "zmqtrack.adapter", self.context.name)
-        run = _Run(first.info.run_id, experiment, first.info.status, first.info.end_time or 0)
+        run = _Run(
+            first.info.run_id,
+            experiment,
+            first.info.status,
+            first.info.end_time or 0,
+            _local_folder(first.info.artifact_uri),
+        )
         self._runs[key] = run
         if len(self._runs) > MAX_RUNS:
             self._runs.popitem(last=False)
@@ -566,7 +607,9 @@ def _escape(text: str, forbidden: str) -> str:
 
 def _cut(text: str, limit: int) -> str:
     """``text``, or its beginning, a hash and the extension if it has more bytes."""
-    if len(text.encode()) <= limit:
+    if (size := len(text.encode())) <= limit and not (
+        size > limit - 4 and _WAS_CUT.fullmatch(text)
+    ):
         return text
     suffix = PurePosixPath(text).suffix
     suffix = suffix if _EXTENSION.fullmatch(suffix) else ""
@@ -577,13 +620,31 @@ def _cut(text: str, limit: int) -> str:
 @lru_cache(maxsize=10_000)
 def _name(key: str) -> str:
     """``key`` as MLflow takes it for a metric, param or tag."""
-    return _cut(_escape(key, r"[^\w/.\- :]"), MAX_KEY)
+    if not key:
+        raise Refused("MLflow takes no empty key")
+    return _cut(_escape(key, r"[^\w/.\- :]|\A\.(?=\.)"), MAX_KEY)
 
 
 def _path(path: str) -> str:
     """``path`` as one that MLflow and a file system take, and that stays in the run."""
-    safe = _cut(_escape(path, r"[^\w/.\-+=@,()~ ]"), MAX_PATH)
+    if not path:
+        raise Refused("MLflow takes no empty key")
+    safe = _cut(_escape(path, r"[^\w/.\-+=@,()~ ]|\A\.(?=\.[^/]*/)"), MAX_PATH)
     return "/".join(_cut(part, 200) for part in safe.split("/"))
+
+
+def _where_it_is_alone(folder: Path | None, path: PurePosixPath) -> PurePosixPath:
+    """``path``, its parts spelled out where the folder's file system takes them for others."""
+    if folder is None:
+        return path
+    parts: list[str] = []
+    for part in path.parts:
+        spelled = _cut("".join(map(_hex, part)), 200)
+        here = folder.joinpath(*parts)
+        known = [os.path.lexists(here / name) for name in (part, spelled)]
+        alone = known != [False, True] and not leads_elsewhere(here, part)
+        parts.append(part if alone else spelled)
+    return PurePosixPath(*parts)
 
 
 def _short(text: str, limit: int) -> str:
@@ -660,6 +721,13 @@ def _chunks(items: Iterable[Any], most: int, most_bytes: int) -> Iterator[list[A
         size += bytes_
     if chunk:
         yield chunk
+
+
+def _local_folder(uri: str) -> Path | None:
+    parts = urlsplit(uri)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    return None if parts.scheme else Path(uri)
 
 
 def _sqlite_path(uri: str) -> Path | None:

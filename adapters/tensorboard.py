@@ -30,8 +30,8 @@ from typing import Any
 from zmqtrack.records import Record, RunKey
 from zmqtrack.wire import Batch
 
-from .base import Adapter, Context, Options, Refused, safe_name
-from .ledger import Ledger, disk, replace_file
+from .base import Adapter, Context, Options, Refused, own_entry
+from .ledger import Ledger, disk, make_folder, replace_file
 
 __all__ = ["TensorBoardAdapter"]
 
@@ -105,7 +105,13 @@ class TensorBoardAdapter(Adapter):
         self._ledger.close()
 
     def _folder(self, run: RunKey) -> Path:
-        return self._root.joinpath(*(safe_name(name) for name in run))
+        """The run's folder, made if need be."""
+        folder = self._root
+        with disk(folder):
+            make_folder(folder)
+            for name in run:
+                folder /= own_entry(folder, name, make_folder, spell=_no_file)
+        return folder
 
     def _file(self, run: RunKey) -> Path:
         """The file in which a run goes on; a new one where this process has none."""
@@ -117,6 +123,11 @@ class TensorBoardAdapter(Adapter):
             self._files[run] = folder / f"{PREFIX}{number:010d}.zmqtrack"
         self._files.move_to_end(run)
         return self._files[run]
+
+
+def _no_file(entry: str) -> str:
+    """TensorBoard takes a folder for an event file if this is in its name."""
+    return entry.replace("tfevents", "%74fevents")
 
 
 # --- records → events --------------------------------------------------------------------

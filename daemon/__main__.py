@@ -16,7 +16,7 @@ from pathlib import Path
 
 from zmqtrack import __version__
 from zmqtrack.config import Config, load
-from zmqtrack.errors import ConfigError, ZMQTrackError
+from zmqtrack.errors import ConfigError, KeyFileError, ZMQTrackError
 
 from . import supervisor
 from .broker import Broker
@@ -53,6 +53,9 @@ def main() -> int:
     )
     try:
         return serve(config)
+    except KeyFileError as error:
+        log.error("%s", error)
+        return EX_CONFIG
     except (ZMQTrackError, sqlite3.Error, OSError) as error:
         log.error("%s", error)
         return 1
@@ -90,7 +93,13 @@ def serve(config: Config) -> int:
         config.daemon.state_dir,
         config.daemon.log_level,
         broker.note_end,
+        key=broker.adapters_key(),
     )
+    if config.daemon.insecure:
+        log.warning(
+            "insecure: anybody who reaches %s can log as any site, and read and stop everything",
+            address,
+        )
     log.info("listening at %s, journal in %s", address, config.daemon.state_dir)
     while not stopping:
         broker.step()

@@ -15,11 +15,17 @@ import zmq
 
 from zmqtrack import wire
 from zmqtrack.config import DaemonConfig
-from zmqtrack.errors import FrameError, ZMQTrackError
+from zmqtrack.errors import ControlError, FrameError, ZMQTrackError
+from zmqtrack.keyring import Client, KeyRing
+from zmqtrack.keys import Key
+from zmqtrack.records import RESERVED, RunKey
 from zmqtrack.wire import Header
 
+from .audit import Audit
+from .auth import ANYBODY, Auth, grants
 from .control import Control
-from .journal import Entry, Journal
+from .journal import Entry, Journal, Stream
+from .limits import Exceeded, Limits
 
 __all__ = ["Broker"]
 
@@ -35,6 +41,25 @@ HOUSEKEEPING = 1.0
 DISK_PAUSE = 1.0
 #: Messages that wait for one slow subscriber before it misses some and has to replay.
 PUBLISH_HWM = 1000
+#: Batches of one writer that wait in memory. ZeroMQ counts messages, not bytes: so few of them.
+INGEST_HWM = 64
+#: Largest frame by socket. ZeroMQ cuts the connection of who sends more, and with it what was sent
+#: before: so it is larger than what we take, and what is too large is refused by itself.
+MAX_FRAME: dict[int, int] = {
+    zmq.PULL: 4 * wire.MAX_BODY,
+    zmq.ROUTER: 2 * wire.MAX_BODY,
+    zmq.XPUB: 16 << 10,
+}
+#: Bytes that one writer may have under way, at least and at most.
+WINDOW_MIN, WINDOW_MAX = 256 << 10, 16 << 20
+#: What each socket is called when somebody wants to come in.
+DOMAINS: dict[int, str] = {zmq.PULL: "ingest", zmq.XPUB: "publish", zmq.ROUTER: "control"}
+#: Longest that the publish socket may take to be bound again, in seconds.
+REBIND = 5.0
+#: A connection that has not said who it is in so long (ms) is ended.
+HANDSHAKE_MS = 10_000
+#: A writer that is over its rate is told to wait, at most so often (seconds).
+SLOW_AGAIN = 0.25
 #: A refusal is logged once and then at most so often (seconds), with the count since.
 LOG_INTERVAL = 10.0
 
@@ -54,19 +79,31 @@ class Broker:
         assert config.ingest is not None and config.publish is not None
         self.config = config
         self.journal = journal
+        self.audit = Audit(config.state_dir)
+        self.limits = Limits(config.limits, journal.runs_of)
         self.started = time.time()
         #: What was refused since the start, by reason, in frames or batches.
         self.refused: collections.Counter[str] = collections.Counter()
         self.received = self.duplicates = 0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 16_000)
+        ring = KeyRing(config.keys) if config.keys else None
+        self._auth = Auth(self._context, ring, self.audit)
         self._router, self.control_address = self._bind(zmq.ROUTER, config.control)
         self._pull, self.ingest_address = self._bind(zmq.PULL, config.ingest)
         self._xpub, self.publish_address = self._bind(zmq.XPUB, config.publish)
+        self._auth.prove(
+            [
+                (zmq.DEALER, self.control_address),
+                (zmq.PUSH, self.ingest_address),
+                (zmq.SUB, self.publish_address),
+            ]
+        )
         self._control = Control(self, adapters)
         self._poller = zmq.Poller()
-        for socket in (self._router, self._pull, self._xpub):
-            self._poller.register(socket, zmq.POLLIN)
+        for socket in (self._router, self._pull, self._xpub, self._auth.handler):
+            if socket is not None:
+                self._poller.register(socket, zmq.POLLIN)
         self._accepting = True
         self._pending = 0  # batches since the last commit
         self._commit_due = 0.0
@@ -77,6 +114,7 @@ class Broker:
         self._routes: collections.OrderedDict[bytes, bytes] = collections.OrderedDict()
         self._answer: dict[bytes, str] = {}  # streams to be told their seq after the commit
         self._resumed: dict[bytes, tuple[int, float]] = {}
+        self._slowed: dict[bytes, float] = {}  # streams that were told to wait, and when
         self._replies: list[list[bytes]] = []  # control answers that wait for the commit
         self._logged: dict[str, float] = {}
 
@@ -89,12 +127,15 @@ class Broker:
             self._on_disk_error(error)
 
     def _turn(self, ready: dict[Any, int]) -> None:
+        self._auth.step()
+        if self._auth.shrunk:
+            self._publish_anew()
         if self._pull in ready:
             self._ingest()
         if self._router in ready:
             self._control.serve()
         if self._xpub in ready:
-            self._xpub.recv_multipart()  # a subscription; ZeroMQ has acted on it
+            self._subscriptions()
         if self._pending >= COMMIT_BATCHES or self._is_due():
             self._commit()
         if self.journal.dirty:
@@ -153,37 +194,58 @@ class Broker:
             self._on_disk_error(error)
         # Lingers: the last acknowledgements are on their way out.
         self._context.destroy(linger=500)
+        self.audit.close()
 
     # --- ingest -------------------------------------------------------------------------------
 
     def _ingest(self) -> None:
         """Take what has come in, up to one commit's worth."""
-        while self._pending < COMMIT_BATCHES and self.journal.bytes < self.config.max_bytes:
+        for _ in range(COMMIT_BATCHES):
+            if self._pending >= COMMIT_BATCHES or self.journal.bytes >= self.config.max_bytes:
+                return
             try:
-                frames = self._pull.recv_multipart(zmq.NOBLOCK)
+                frames, client = self._receive(self._pull)
             except zmq.Again:
                 return
             try:
-                self._accept(frames)
+                if client is None or "writer" not in client.roles or client.revoked:
+                    name = client.name if client else ""
+                    self.audit.write("refused", name, "revoked", socket="ingest")
+                    raise FrameError("revoked", f"a batch of {name or 'a key that is unknown'}")
+                self._accept(frames, client)
             except FrameError as error:
                 self._refuse(error.reason, error.detail)
 
-    def _accept(self, frames: list[bytes]) -> None:
+    def _receive(self, socket: zmq.Socket[bytes]) -> tuple[list[bytes], Client | None]:
+        """A message, and who sent it.
+
+        Raises:
+            zmq.Again: there is none.
+        """
+        if self._auth.ring is None:
+            return socket.recv_multipart(zmq.NOBLOCK), ANYBODY
+        frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        return [frame.bytes for frame in frames], self._auth.client(frames[0])
+
+    def _accept(self, frames: list[bytes], client: Client = ANYBODY) -> None:
         """Journal one batch, if it is the next of its stream.
 
         Raises:
-            FrameError: it is no batch.
+            FrameError: it is no batch, or not one that ``client`` may send.
         """
         if len(frames) != 3:
             raise FrameError("bad_frames", f"{len(frames)} frames; a batch has 3")
         data_type = wire.decode_topic(frames[0])
-        if data_type == "head":
-            raise FrameError("bad_type", "'head' is the daemon's own word")
+        if data_type in RESERVED - {"lost"}:
+            raise FrameError("bad_type", f"{data_type!r} is the daemon's own word")
         header = wire.decode_header(frames[1])
         self.received += 1
         known = self.journal.stream(header.stream)
         last = known.seq if known else 0
-        if data_type == "lost":
+        self._check_owner(client, header.stream, header.run, known)
+        if wait := self.limits.wait(header.run.site, len(frames[2])):
+            self._slow_down(header, wait)
+        elif data_type == "lost":
             self._account(header, last, frames[2])
         elif header.seq <= last:  # sent again: its acknowledgement was lost
             self.duplicates += 1
@@ -199,11 +261,60 @@ class Broker:
         elif len(frames[2]) > self.config.max_body:
             detail = f"{len(frames[2])} bytes; at most {self.config.max_body}"
             self._reject(data_type, header, "too_large", detail)
+        elif excess := self._excess(data_type, header, frames[2]):
+            self._reject(data_type, header, excess.reason, str(excess))
         else:
             self.journal.append(data_type, header, frames[2], time.time())
             self._answer[header.stream] = "ack"
             self._pending += 1
             self._mark_dirty()
+
+    def _excess(self, data_type: str, header: Header, body: bytes) -> Exceeded | None:
+        """Why a batch is more than its site may send, if it is."""
+        try:
+            self.limits.open_run(header.run)
+            self.limits.check(data_type, header, body)
+        except Exceeded as error:
+            self.audit.write("limit", header.run.site, error.reason, detail=str(error)[:300])
+            return error
+        except FrameError:
+            pass  # adapters put it among the dead letters, for a person to look at
+        return None
+
+    def _check_owner(
+        self, client: Client, stream: bytes, run: RunKey, known: Stream | None
+    ) -> None:
+        """A site is its key's, and a stream is the site's that began it.
+
+        Raises:
+            FrameError: ``wrong_site``, ``foreign_stream``. The stream is left as it was.
+        """
+        if client is ANYBODY:
+            return
+        if run.site != client.name:
+            reason = "wrong_site"
+            detail = f"the key of {client.name} says that it is site {run.site}"
+        elif known and known.run[2] != client.name:
+            reason = "foreign_stream"
+            detail = f"the key of {client.name} uses stream {stream.hex()}, which is another's"
+        else:
+            return
+        self.audit.write("rejected", client.name, reason, detail=detail)
+        raise FrameError(reason, detail)
+
+    def _slow_down(self, header: Header, wait: float) -> None:
+        """Over its rate: its records stay with the writer for so long."""
+        now = time.monotonic()
+        if now - self._slowed.get(header.stream, -SLOW_AGAIN) < SLOW_AGAIN:
+            return
+        if len(self._slowed) > 10_000:
+            self._slowed.clear()
+        self._slowed[header.stream] = now
+        self.audit.write("limit", header.run.site, "rate")
+        self._refuse("over_rate", f"site {header.run.site} is told to wait")
+        if route := self._routes.get(header.stream):
+            message = wire.encode_control("slow", stream=header.stream, wait=wait)
+            self._router.send_multipart([route, message])
 
     def _ask_to_resume(self, header: Header, last: int) -> None:
         """Go-back-N: name the seq that we hold; once, not for each batch that is behind it."""
@@ -344,6 +455,51 @@ class Broker:
         self._xpub.send_multipart(
             [wire.topic("head"), wire.encode_control("head", first=first, types=types)]
         )
+        if self._auth.ring is not None:  # for those who may not see all
+            pulse = wire.encode_control("pulse", head=self.journal.head)
+            self._xpub.send_multipart([wire.topic("pulse"), pulse])
+
+    def _subscriptions(self) -> None:
+        """Who wants what; with keys on, nobody gets more than it is granted."""
+        for _ in range(200):
+            try:
+                (message, *_), client = self._receive(self._xpub)
+            except zmq.Again:
+                return
+            if self._auth.ring is None:
+                continue  # ZeroMQ has acted on it
+            if client is None and message[:1] != b"\1":
+                continue  # what ZeroMQ itself says when a connection ends
+            if client is None or client.revoked or "subscriber" not in client.roles:
+                name = client.name if client else ""
+                self.audit.write("refused", name, "no_subscriber", socket="publish")
+                continue
+            action = {0: zmq.UNSUBSCRIBE, 1: zmq.SUBSCRIBE}.get(message[0] if message else -1)
+            if action is None:
+                continue
+            for topic in grants(client, message[1:]):
+                self._xpub.setsockopt(action, topic)
+
+    def _publish_anew(self) -> None:
+        """End all subscribers' connections, as somebody may see less from now on.
+
+        ZeroMQ cannot end one alone. The others come back, and ask for what they missed.
+        """
+        self._auth.shrunk = False
+        log.info("a subscriber's rights became less: all of them have to connect anew")
+        self._poller.unregister(self._xpub)
+        self._xpub.close(linger=0)
+        deadline = time.monotonic() + REBIND
+        while True:
+            try:
+                self._xpub, _ = self._bind(zmq.XPUB, self.publish_address)
+            except ZMQTrackError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+            else:
+                break
+        self._poller.register(self._xpub, zmq.POLLIN)
 
     # --- for control --------------------------------------------------------------------------
 
@@ -351,11 +507,33 @@ class Broker:
         """An adapter's process has ended by itself."""
         self._control.note_end(name, detail)
 
-    def receive_control(self) -> list[bytes] | None:
+    def receive_control(self) -> tuple[list[bytes], Client | None] | None:
         try:
-            return self._router.recv_multipart(zmq.NOBLOCK)
+            return self._receive(self._router)
         except zmq.Again:
             return None
+
+    def adapters_key(self) -> Key | None:
+        """What our own adapters come in with."""
+        return self._auth.adapters_key(self.control_address)
+
+    def check_writer(self, client: Client, stream: bytes, run: RunKey) -> None:
+        """A writer greets: may it be who it says, and may there be one more?
+
+        Raises:
+            ControlError: no. Its records stay with it.
+        """
+        try:
+            self._check_owner(client, stream, run, self.journal.stream(stream))
+            if self.limits.wait(run.site, 0):
+                raise ControlError("over_rate", f"site {run.site} asks and sends too often")
+            self.limits.open_stream(stream, run)
+        except FrameError as error:
+            raise ControlError(error.reason, error.detail) from None
+        except Exceeded as error:
+            self.audit.write("limit", run.site, error.reason, detail=str(error))
+            self._refuse(error.reason, str(error))
+            raise ControlError(error.reason, str(error)) from None
 
     def reply(self, frames: list[bytes], *, after_commit: bool = False) -> None:
         """Answer a client; where the answer promises durability, after the commit."""
@@ -364,6 +542,11 @@ class Broker:
             self._mark_dirty()
         else:
             self._router.send_multipart(frames)
+
+    def window(self) -> int:
+        """Bytes that one writer may have under way: all of them together must fit into memory."""
+        writers = len(self._routes)
+        return max(WINDOW_MIN, min(WINDOW_MAX, self.config.memory // max(1, writers)))
 
     def refuse_control(self, error: FrameError) -> None:
         self._refuse(error.reason, error.detail)
@@ -382,8 +565,14 @@ class Broker:
         socket.set(zmq.HEARTBEAT_TIMEOUT, 8_000)
         socket.set(zmq.TCP_MAXRT, 8_000)
         socket.set(zmq.BACKLOG, 1024)
-        if kind == zmq.XPUB:
+        socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        socket.set(zmq.MAXMSGSIZE, MAX_FRAME[kind])
+        if kind == zmq.PULL:
+            socket.set(zmq.RCVHWM, INGEST_HWM)
+        elif kind == zmq.XPUB:
             socket.set(zmq.SNDHWM, PUBLISH_HWM)
+            socket.set(zmq.XPUB_MANUAL, self._auth.ring is not None)
+        self._auth.secure(socket, DOMAINS[kind])
         try:
             # "*" is ZeroMQ's word for a free port.
             socket.bind(f"{address[:-2]}:*" if address.endswith(":0") else address)
@@ -403,4 +592,6 @@ class Broker:
             "received_batches": self.received,
             "duplicate_batches": self.duplicates,
             "refused": dict(self.refused),
+            "keys": self._auth.names if self._auth.ring is not None else None,
+            "insecure": self.config.insecure,
         }

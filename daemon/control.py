@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from zmqtrack import __version__, wire
 from zmqtrack.errors import ControlError, FrameError
-from zmqtrack.records import check_name, check_type
+from zmqtrack.keyring import Client
+from zmqtrack.records import RunKey, check_name, check_type
 
+from .auth import ADAPTERS
 from .journal import Cursor, DeadLetter
 
 if TYPE_CHECKING:
@@ -34,46 +36,68 @@ class Control:
         self._journal = broker.journal
         #: What each adapter last said of itself.
         self._adapters: dict[str, dict[str, Any]] = {}
-        self._handlers: dict[str, Callable[[bytes, dict[str, Any]], None]] = {
-            "hello": self._hello,
-            "subscribe": self._subscribe,
-            "replay": self._replay,
-            "commit": self._commit,
-            "report": self._report,
-            "status": self._status,
-            "drain": self._drain,
-            "dlq": self._dlq,
-            "dlq_fetch": self._dlq_fetch,
-            "dlq_retry": self._dlq_retry,
-            "dlq_drop": self._dlq_drop,
+        #: What may be asked for, and the role that it takes.
+        self._handlers: dict[str, tuple[str, Callable[[bytes, dict[str, Any]], None]]] = {
+            "hello": ("", self._hello),
+            "subscribe": ("subscriber", self._subscribe),
+            "replay": ("subscriber", self._replay),
+            "commit": ("subscriber", self._commit),
+            "report": ("subscriber", self._report),
+            "status": ("operator", self._status),
+            "drain": ("operator", self._drain),
+            "dlq": ("operator", self._dlq),
+            "dlq_fetch": ("", self._dlq_fetch),
+            "dlq_retry": ("operator", self._dlq_retry),
+            "dlq_drop": ("operator", self._dlq_drop),
         }
 
     def serve(self, limit: int = 200) -> None:
         """Answer up to ``limit`` requests that have come in."""
         for _ in range(limit):
-            frames = self._broker.receive_control()
-            if frames is None:
+            received = self._broker.receive_control()
+            if received is None:
                 return
+            frames, client = received
             try:
                 if len(frames) < 2:
                     raise FrameError("bad_control", "an empty request")
                 request = wire.decode_control(frames[1])
                 request["frames"] = frames[2:]
+                request["client"] = client
                 self._handle(frames[0], request)
             except FrameError as error:
                 self._broker.refuse_control(error)
                 self._refuse(frames[0], {}, error.reason, error.detail)
 
     def _handle(self, identity: bytes, request: dict[str, Any]) -> None:
-        handler = self._handlers.get(request["op"])
+        role, handler = self._handlers.get(request["op"], ("", None))
         try:
             if handler is None:
                 raise ControlError("unknown_op", f"no such request: {request['op']!r:.60}")
+            self._check_role(request, role)
             handler(identity, request)
         except ControlError as error:
             self._refuse(identity, request, error.reason, str(error))
         except (KeyError, TypeError, ValueError) as error:
             raise FrameError("bad_control", f"{request['op']:.60}: {error!r:.200}") from None
+
+    def _check_role(self, request: dict[str, Any], role: str) -> None:
+        """Whether who asks may ask for that.
+
+        Raises:
+            ControlError: ``revoked``, ``not_allowed``.
+        """
+        client: Client | None = request["client"]
+        if client is None or client.revoked:
+            reason, detail = "revoked", "this key has been revoked"
+        elif role and role not in client.roles:
+            reason = "not_allowed"
+            detail = f"{request['op']!r} takes the role {role}, which {client.name!r} has not"
+        else:
+            return
+        name = client.name if client else ""
+        self._broker.audit.write("rejected", name, reason, detail=request["op"][:60])
+        raise ControlError(reason, detail)
 
     # --- writers ------------------------------------------------------------------------------
 
@@ -99,7 +123,13 @@ class Control:
             ingest=self._broker.config.advertise_ingest or self._broker.ingest_address,
             publish=self._publish_address(),
             max_body=self._broker.config.max_body,
-            max_records=wire.MAX_RECORDS,
+            max_records=self._broker.limits.config.records,
+            window=self._broker.window(),
+            you={"name": request["client"].name, "roles": sorted(request["client"].roles)},
+            sizes={
+                name: getattr(self._broker.limits.config, name)
+                for name in ("text", "image", "artifact")
+            },
         )
 
     def _greet_writer(self, identity: bytes, stream: Any, request: dict[str, Any]) -> int:
@@ -108,6 +138,9 @@ class Control:
         experiment, run, site = request["run"]
         for what, name in (("experiment", experiment), ("run", run), ("site", site)):
             check_name(what, name)
+        if "writer" not in request["client"].roles:
+            self._check_role(request, "writer")
+        self._broker.check_writer(request["client"], stream, RunKey(experiment, run, site))
         if self._broker.holding:
             # A welcome would have it send again, each time, what waits in our memory already.
             raise ControlError("busy", "the daemon has no room; records are kept here until then")
@@ -125,7 +158,8 @@ class Control:
 
     def _subscribe(self, identity: bytes, request: dict[str, Any]) -> None:
         """An adapter introduces itself: its cursor, under a session that outdates older ones."""
-        name = check_name("name", request["name"])
+        name = _cursor_name(request)
+        self._check_grant(request)
         cursor = self._journal.cursor(name)
         if cursor is None:
             offset = self._journal.head if request.get("start") == "now" else 0
@@ -154,6 +188,16 @@ class Control:
             publish=self._publish_address(),
         )
 
+    def _check_grant(self, request: dict[str, Any]) -> None:
+        client: Client = request["client"]
+        wanted = request.get("types")
+        if client.topics is None or wanted is None:
+            return  # it is shown what it may see
+        if strange := sorted(set(map(check_type, wanted)) - client.topics):
+            detail = f"{client.name!r} may not see {', '.join(strange)}"
+            self._broker.audit.write("rejected", client.name, "not_granted", detail=detail)
+            raise ControlError("not_granted", detail)
+
     def _publish_address(self) -> str:
         return self._broker.config.advertise_publish or self._broker.publish_address
 
@@ -163,7 +207,10 @@ class Control:
         if types is not None:
             types = [check_type(name) for name in types]
         max_bytes = min(int(request.get("max_bytes", PAGE_BYTES)), PAGE_BYTES)
-        page, upto = self._journal.read(int(request["after"]), types, max_bytes)
+        client: Client = request["client"]
+        if client.topics is not None:
+            types = [name for name in types or client.topics if name in client.topics]
+        page, upto = self._journal.read(int(request["after"]), types, max_bytes, client.sites)
         self._answer(
             identity,
             request,
@@ -176,8 +223,9 @@ class Control:
 
     def _commit(self, identity: bytes, request: dict[str, Any]) -> None:
         """The tracker has confirmed all up to ``offset``: keep that, durably, then answer."""
-        name = request["name"]
+        name = _cursor_name(request)
         cursor = self._current(name, request["session"])
+        self._check_room(request)
         now = time.time()
         counters = {str(k): int(v) for k, v in request["counters"].items()}
         note, *letters = request["frames"]
@@ -190,7 +238,7 @@ class Control:
         self._journal.set_cursor(name, new)
         # The same commit may come again, when our answer was late: none of it counts twice.
         if retried := request.get("retried"):
-            self._journal.unbury([int(ident) for ident in retried])
+            self._journal.unbury([int(ident) for ident in retried], name)
         dead = request["dead"]
         for (data_type, place), reason, header, body in zip(
             dead, letters[::3], letters[1::3], letters[2::3], strict=True
@@ -208,9 +256,25 @@ class Control:
         )
         self._answer_drains()
 
+    def _check_room(self, request: dict[str, Any]) -> None:
+        """Dead letters have a limit too.
+
+        Raises:
+            ControlError: ``dead_letters_full``. The adapter waits, and nothing is given up.
+        """
+        most = self._broker.config.dead_letter_bytes
+        more = sum(map(len, request["frames"][1:]))
+        if more and self._journal.dead_letter_bytes() + more > most:
+            raise ControlError(
+                "dead_letters_full",
+                f"dead letters have reached dead_letter_bytes ({most}): look at them with "
+                "`zmqtrack dlq list`, then retry or drop some",
+            )
+
     def _report(self, identity: bytes, request: dict[str, Any]) -> None:
-        self._current(request["name"], request["session"])
-        self._note_state(request["name"], request)
+        name = _cursor_name(request)
+        self._current(name, request["session"])
+        self._note_state(name, request)
         self._answer(identity, request, "reported", head=self._journal.head)
 
     def _current(self, name: str, session: int) -> Cursor:
@@ -319,8 +383,12 @@ class Control:
     def _dlq_fetch(self, identity: bytes, request: dict[str, Any]) -> None:
         """Dead letters whole: two frames (header, body) each; the first ones, if they are large."""
         letters: list[DeadLetter] = []
+        client: Client = request["client"]
         for ident in sorted(_ids(request)):
-            letters += self._journal.dead_letters(ids=[ident])
+            found = self._journal.dead_letters(ids=[ident])
+            if "operator" not in client.roles and client is not ADAPTERS:
+                found = [each for each in found if each.adapter.startswith(f"{client.name}:")]
+            letters += found
             if sum(len(letter.body) for letter in letters) >= PAGE_BYTES:
                 break
         self._answer(
@@ -371,6 +439,18 @@ class Control:
             reason=reason,
             detail=detail,
         )
+
+
+def _cursor_name(request: dict[str, Any]) -> str:
+    """The name under which a cursor is kept: no subscriber can touch another's, nor the daemon's.
+
+    Those of our own adapters, and of operators, are as they say.
+    """
+    name = check_name("name", request["name"])
+    client: Client = request["client"]
+    if client is ADAPTERS or "operator" in client.roles:
+        return name
+    return f"{client.name}:{name}"
 
 
 def _ids(request: dict[str, Any]) -> list[int]:

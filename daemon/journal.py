@@ -26,6 +26,9 @@ __all__ = ["Cursor", "DeadLetter", "Entry", "Journal", "JournalError", "Stream"]
 
 log = logging.getLogger("zmqtrack.daemon")
 
+#: Loss counters of one site; the rest is counted together.
+MAX_REASONS = 64
+
 #: Version of the tables below.
 LAYOUT = 1
 
@@ -303,9 +306,14 @@ class Journal:
         return self._db.in_transaction
 
     def read(
-        self, after: int, types: Collection[str] | None, max_bytes: int, max_batches: int = 500
+        self,
+        after: int,
+        types: Collection[str] | None,
+        max_bytes: int,
+        sites: Collection[str] | None = None,
+        max_batches: int = 500,
     ) -> tuple[list[Entry], int]:
-        """Committed batches that follow ``after``, of the named data types (None: all).
+        """Committed batches that follow ``after``, of the named data types and sites (None: all).
 
         Returns them with the offset up to which the journal has been looked through: at
         least the last batch's, at most :attr:`head`.
@@ -314,7 +322,7 @@ class Journal:
             JournalError: the file is damaged. The next start saves what can be read.
         """
         try:
-            return self._read(after, types, max_bytes, max_batches)
+            return self._read(after, types, max_bytes, sites, max_batches)
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as error:
@@ -324,13 +332,19 @@ class Journal:
             ) from error
 
     def _read(
-        self, after: int, types: Collection[str] | None, max_bytes: int, max_batches: int
+        self,
+        after: int,
+        types: Collection[str] | None,
+        max_bytes: int,
+        sites: Collection[str] | None,
+        max_batches: int,
     ) -> tuple[list[Entry], int]:
         wanted = "" if types is None else f" AND type IN ({','.join('?' * len(types))})"
+        wanted += "" if sites is None else f" AND site IN ({','.join('?' * len(sites))})"
         rows = self._db.execute(
             "SELECT offset, type, site, header, body, checksum, records FROM batch "
             f"WHERE offset > ? AND offset <= ?{wanted} ORDER BY offset",
-            (after, self.head, *(types or ())),
+            (after, self.head, *(types or ()), *(sites or ())),
         )
         page: list[Entry] = []
         damaged: list[tuple[int, str, int]] = []
@@ -455,6 +469,12 @@ class Journal:
         """How many each adapter has."""
         return dict(self._db.execute("SELECT adapter, count(*) FROM dead_letter GROUP BY adapter"))
 
+    def dead_letter_bytes(self) -> int:
+        """Bytes of all dead letters' bodies."""
+        return int(
+            self._db.execute("SELECT coalesce(sum(length(body)), 0) FROM dead_letter").fetchone()[0]
+        )
+
     def retry(self, ids: Collection[int]) -> int:
         """Mark dead letters for their adapters to try again; returns how many there are."""
         self._begin()
@@ -472,19 +492,29 @@ class Journal:
             )
         ]
 
-    def unbury(self, ids: Collection[int]) -> int:
-        """Remove dead letters; returns how many there were."""
+    def unbury(self, ids: Collection[int], adapter: str | None = None) -> int:
+        """Remove dead letters, of one adapter or of any; returns how many there were."""
         self._begin()
         marks = ",".join("?" * len(ids))
         return self._db.execute(
-            f"DELETE FROM dead_letter WHERE id IN ({marks})", tuple(ids)
+            f"DELETE FROM dead_letter WHERE id IN ({marks}) AND adapter = coalesce(?, adapter)",
+            (*ids, adapter),
         ).rowcount
 
     # --- what is shown ------------------------------------------------------------------------
 
     def count(self, reason: str, site: str, n: int) -> None:
-        """Add to a durable loss counter; it counts after :meth:`commit`."""
+        """Add to a durable loss counter; it counts after :meth:`commit`.
+
+        A reason may be a writer's own word: so many of a site have counters of their own.
+        """
         self._begin()
+        reasons = self._db.execute(
+            "SELECT count(*), coalesce(sum(reason = ?), 0) FROM counter WHERE site = ?",
+            (reason, site),
+        ).fetchone()
+        if reasons[0] >= MAX_REASONS and not reasons[1]:
+            reason = "other"
         self._db.execute(
             "INSERT INTO counter VALUES (?, ?, ?) "
             "ON CONFLICT (reason, site) DO UPDATE SET n = n + excluded.n",
@@ -504,6 +534,12 @@ class Journal:
         total: int = self._db.execute("SELECT count(*) FROM stream").fetchone()[0]
         found = [(row[0], Stream(row[1], (row[2], row[3], row[4]), *row[5:])) for row in rows]
         return found, total
+
+    def runs_of(self, site: str) -> set[tuple[str, str]]:
+        """(experiment, run) of all that a site has ever logged in."""
+        return set(
+            self._db.execute("SELECT DISTINCT experiment, run FROM stream WHERE site = ?", (site,))
+        )
 
     def file_size(self) -> int:
         """Bytes of the database file; what was trimmed is used again, not given back."""
@@ -530,7 +566,9 @@ class Journal:
         known = self.stream(header.stream)
         first_seen = known.first_seen if known else now
         total = records + (known.records if known else 0)
-        self._changed[header.stream] = Stream(seq, header.run, total, first_seen, now)
+        # The run key is that of the first batch, for ever.
+        run = known.run if known else header.run
+        self._changed[header.stream] = Stream(seq, run, total, first_seen, now)
 
     def _remember(self, stream: bytes, known: Stream) -> None:
         if len(self._streams) >= 10_000:  # a cache only: the table has them all

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zmqtrack.config import AdapterConfig
+from zmqtrack.keys import Key
 
 __all__ = ["Supervisor"]
 
@@ -24,6 +25,15 @@ BACKOFF_MAX = 30.0
 #: A process that lived so long (seconds) is restarted without an extra wait.
 STEADY = 10.0
 EX_CONFIG = 78
+
+#: As ``python -m zmqtrack.adapters`` does, but nothing is imported from the folder in which the
+#: daemon happens to be started: an adapter's class is installed, or in PYTHONPATH. (``python -P``
+#: would do; it came with Python 3.11.)
+_START = (
+    "import sys; '' in sys.path[:1] and sys.path.pop(0); "
+    "from zmqtrack.adapters.__main__ import main; sys.exit(main())"
+)
+COMMAND = [sys.executable, "-c", _START]
 
 
 class Child:
@@ -64,12 +74,16 @@ class Child:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "zmqtrack.adapters"],
+                COMMAND,
                 stdin=subprocess.PIPE,
                 text=True,
                 # Ctrl-C at a terminal is the daemon's: it ends its adapters in order.
                 start_new_session=True,
             )
+        except OSError as error:  # no process or no file to be had just now
+            log.error("adapter %s cannot be started: %s; trying again", self.name, error)
+            self._due = time.monotonic() + BACKOFF_MAX
+            return
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._started = time.monotonic()
@@ -134,6 +148,7 @@ class Supervisor:
         state_dir: Path,
         log_level: str,
         on_end: Callable[[str, str], None],
+        key: Key | None = None,
     ) -> None:
         self.children = [
             Child(
@@ -141,6 +156,7 @@ class Supervisor:
                 json.dumps(
                     {
                         "address": address,
+                        "key": key.fields() if key else None,
                         "state_dir": str(state_dir.absolute()),
                         "log_level": log_level,
                         "adapter": adapter.model_dump(mode="json"),
@@ -178,7 +194,7 @@ def check(adapters: list[AdapterConfig]) -> list[tuple[int, list[str | int], str
     if not adapters:
         return []
     done = subprocess.run(
-        [sys.executable, "-m", "zmqtrack.adapters", "--check"],
+        [*COMMAND, "--check"],
         input=json.dumps([adapter.model_dump(mode="json") for adapter in adapters]),
         text=True,
         stdout=subprocess.PIPE,

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from zmqtrack.control import ControlClient
+from zmqtrack.keys import Key
 
 #: Generous: these machines are shared.
 PATIENCE = 60.0
@@ -32,8 +33,10 @@ class Daemon:
         *,
         control: str = "tcp://127.0.0.1:0",
         env: dict[str, str] | None = None,
+        operator: Key | None = None,
         **daemon: Any,
     ) -> None:
+        self.operator = operator
         self.folder = folder
         self.state_dir = folder / "state"
         self.config = folder / "zmqtrack.yaml"
@@ -93,7 +96,7 @@ class Daemon:
                 return line
 
     def request(self, op: str, timeout: float = PATIENCE, **fields: Any) -> dict[str, Any]:
-        client = ControlClient(self.address)
+        client = ControlClient(self.address, self.operator)
         try:
             return client.request(op, timeout=timeout, **fields)
         finally:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
-from zmqtrack.config import load
+from zmqtrack.config import MAX_FILE, AdapterConfig, load
 from zmqtrack.errors import ConfigError
 
 
@@ -54,6 +57,27 @@ def _problems(tmp_path: Path, text: str) -> list[str]:
         ("daemon: {}\ndaemon: {}\n", "2: not valid YAML: the key 'daemon' stands twice"),
         ("- a\n", "1: expected a mapping with daemon, adapters and include"),
         ("a: !!python/object/apply:os.system ['true']\n", "1: not valid YAML"),
+        ("? [a]\n: b\n", "1: not valid YAML: found unhashable key"),
+        ("a: &a [*a]\n", "1: not valid YAML: an alias within what it stands for"),
+        ("a: " + "[" * 20_000, "1: not valid YAML: nested too deeply"),
+        ("a: 2024-13-45\n", "1: not valid YAML: month must be in 1..12"),
+        ("a: " + "9" * 10_000, "1: not valid YAML: Exceeds the limit"),
+        (
+            "adapters:\n  - type: wandb\n    secrets: {WANDB_API_KEY: {file: a, env: B}}\n",
+            "3: adapters.0.secrets.WANDB_API_KEY: give one of: {env: NAME}, {file: PATH}, {cred",
+        ),
+        (
+            "adapters:\n  - type: wandb\n    secrets: {WANDB_API_KEY: {flie: a}}\n",
+            "3: adapters.0.secrets.WANDB_API_KEY.flie: unknown key; did you mean 'file'? Known",
+        ),
+        (
+            "adapters:\n  - type: wandb\n    secrets: {API-KEY: {file: a}}\n",
+            "3: adapters.0.secrets.API-KEY: expected the name of an environment variable",
+        ),
+        (
+            "adapters:\n  - type: wandb\n    secrets: {WANDB_API_KEY: {credential: ../a}}\n",
+            "3: adapters.0.secrets.WANDB_API_KEY.credential: expected the name of a credential",
+        ),
     ],
 )
 def test_each_fault_is_named_with_line_key_and_what_would_be_right(
@@ -61,6 +85,58 @@ def test_each_fault_is_named_with_line_key_and_what_would_be_right(
 ) -> None:
     (problem,) = _problems(tmp_path, text)
     assert problem.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["s3cret-1", "[s3cret-1]", "{env: s3cret-1}", "{file: [s3cret-1]}"]
+)
+def test_a_secret_that_stands_in_the_file_itself_is_not_shown(tmp_path: Path, wrong: str) -> None:
+    text = f"adapters:\n  - type: wandb\n    secrets: {{WANDB_API_KEY: {wrong}}}\n"
+    (problem,) = _problems(tmp_path, text)
+    assert problem.startswith("3: adapters.0.secrets.WANDB_API_KEY")
+    assert "s3cret" not in problem
+
+
+#: Each line holds the one before it nine times.
+LAUGHS = "a0: &a0 [lol]\n" + "".join(
+    f"a{n + 1}: &a{n + 1} [{','.join([f'*a{n}'] * 9)}]\n" for n in range(12)
+)
+#: The same with merges, which PyYAML expands itself.
+MERGES = "a0: &a0 {k: v}\n" + "".join(
+    f"a{n + 1}: &a{n + 1}\n  <<: [{','.join([f'*a{n}'] * 9)}]\n" for n in range(12)
+)
+
+
+@pytest.mark.parametrize("bomb", [LAUGHS, MERGES])
+def test_aliases_cannot_make_a_small_file_a_large_one(tmp_path: Path, bomb: str) -> None:
+    before = time.monotonic()
+    (problem,) = _problems(tmp_path, bomb)
+    assert "not valid YAML: more than 100000 values, with its aliases expanded" in problem
+    assert time.monotonic() - before < 30  # expanded it has 9 ** 12 values
+
+
+def test_aliases_that_save_writing_are_welcome(tmp_path: Path) -> None:
+    path = tmp_path / "zmqtrack.yaml"
+    path.write_text(
+        "adapters:\n"
+        "  - &base {type: jsonl, name: a, options: &options {dir: x}}\n"
+        "  - {<<: *base, name: b}\n"
+        "  - {type: jsonl, name: c, options: *options}\n"
+    )
+    assert [a.options for a in load(path).config.adapters] == [{"dir": "x"}] * 3
+
+
+@pytest.mark.parametrize("included", [False, True])
+def test_a_file_that_is_too_large_is_refused_and_not_read(tmp_path: Path, included: bool) -> None:
+    huge = tmp_path / "huge.yaml"
+    with huge.open("wb") as file:
+        file.truncate(1 << 40)
+    path = huge
+    if included:
+        path = tmp_path / "zmqtrack.yaml"
+        path.write_text("include: huge.yaml\n")
+    with pytest.raises(ConfigError, match=rf"huge\.yaml: larger than {MAX_FILE} bytes: that is no"):
+        load(path)
 
 
 def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
@@ -110,18 +186,19 @@ def test_the_other_addresses_follow_from_control(
     tmp_path: Path, control: str, ingest: str, publish: str
 ) -> None:
     path = tmp_path / "zmqtrack.yaml"
-    path.write_text(f"daemon: {{control: '{control}'}}\n")
+    path.write_text(f"daemon: {{control: '{control}', insecure: true}}\n")
     config = load(path).config.daemon
     assert (config.ingest, config.publish) == (ingest, publish)
 
 
-def _start(path: Path) -> subprocess.CompletedProcess[str]:
+def _start(path: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "zmqtrack.daemon", "--config", str(path)],
         capture_output=True,
         text=True,
         timeout=60,
         cwd=path.parent,
+        env={**os.environ, **env},
     )
 
 
@@ -162,7 +239,8 @@ def test_the_daemon_exits_with_78_and_names_what_is_wrong_with_an_adapter(
 
 
 def test_a_missing_extra_names_its_pip_install(tmp_path: Path) -> None:
-    (tmp_path / "needy.py").write_text(
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "needy.py").write_text(
         "from zmqtrack.adapters.base import Adapter\n"
         "class Needy(Adapter):\n"
         "    requires, extra = ('a_module_that_is_not_there',), 'mlflow'\n"
@@ -170,7 +248,7 @@ def test_a_missing_extra_names_its_pip_install(tmp_path: Path) -> None:
     )
     path = tmp_path / "zmqtrack.yaml"
     path.write_text("adapters:\n  - type: needy:Needy\n")
-    done = _start(path)
+    done = _start(path, PYTHONPATH=str(tmp_path / "packages"))
     assert done.returncode == 78
     assert "needs a_module_that_is_not_there: run  pip install 'zmqtrack[mlflow]'" in done.stderr
 
@@ -202,10 +280,23 @@ def test_the_shipped_configurations_load_and_their_adapters_are_right(name: str)
 
 
 def test_the_reference_configuration_shows_every_key() -> None:
-    from zmqtrack.config import AdapterConfig, Config, DaemonConfig
+    from zmqtrack.config import AdapterConfig, Config, DaemonConfig, LimitsConfig
 
     text = (Path(__file__).parent.parent / "configs" / "reference.yaml").read_text()
-    for model in (Config, DaemonConfig, AdapterConfig):
+    for model in (Config, DaemonConfig, LimitsConfig, AdapterConfig):
         for key, field in model.model_fields.items():
             assert f"{key}:" in text, f"{model.__name__}.{key} is not in reference.yaml"
             assert field.description or model is Config
+
+
+def test_the_examples_of_secrets_in_the_reference_are_right() -> None:
+    text = (Path(__file__).parent.parent / "configs" / "reference.yaml").read_text()
+    lines = text.partition("secrets: {}")[2].splitlines()[1:]
+    block = []
+    for line in lines:
+        if not line.strip().startswith("#   "):
+            break
+        block.append(line.strip().removeprefix("#"))
+    config = AdapterConfig.model_validate({"type": "wandb", **yaml.safe_load("\n".join(block))})
+    kinds = [secret.model_dump(exclude_none=True).keys() for secret in config.secrets.values()]
+    assert sorted(kind for (kind,) in kinds) == ["credential", "env", "file"]

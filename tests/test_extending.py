@@ -16,6 +16,7 @@ import zmq
 import zmqtrack
 from harness import Daemon, jsonl, read_jsonl
 from zmqtrack import wire
+from zmqtrack.config import AdapterConfig
 from zmqtrack.control import connect
 
 Make = Callable[..., Daemon]
@@ -50,7 +51,8 @@ def test_the_adapter_of_the_docs_is_short_and_works(
     (source,) = blocks("adapters.md", "python")
     assert len(source.splitlines()) < 40
     (packages / "table_adapter.py").write_text(source)
-    (config,) = blocks("adapters.md", "yaml")
+    config, secret = blocks("adapters.md", "yaml")
+    assert AdapterConfig.model_validate(yaml.safe_load(secret)).secrets["WANDB_API_KEY"].file
     with daemon([yaml.safe_load(config)], env={"PYTHONPATH": str(packages)}) as served:
         _deliver(served)
     db = sqlite3.connect(served.folder / "metrics.db")
@@ -80,6 +82,89 @@ def test_an_adapter_loads_through_an_entry_point(
     db = sqlite3.connect(served.folder / "metrics.db")
     assert db.execute("SELECT count(*) FROM metric").fetchone() == (101,)
     db.close()
+
+
+#: An adapter that leaves a mark where it is imported from, and by which process.
+PROBE = """
+import sys
+from pathlib import Path
+from zmqtrack.adapters.base import Adapter
+
+with Path({mark!r}).open("a") as file:
+    print(__file__, *sys.path, sep="|", file=file)
+
+class Probe(Adapter):
+    def deliver(self, batches):
+        pass
+"""
+
+
+@pytest.fixture
+def probe(tmp_path: Path) -> Path:
+    """The adapter, in the folder in which the daemon will be started; returns its mark."""
+    folder = tmp_path / "daemon"
+    folder.mkdir()
+    mark = tmp_path / "mark"
+    (folder / "probe.py").write_text(PROBE.format(mark=str(mark)))
+    return mark
+
+
+def _by_hand(served: Daemon, name: str) -> subprocess.CompletedProcess[str]:
+    config = served.folder / "by-hand.yaml"
+    config.write_text(f"adapters:\n  - type: probe:Probe\n    name: {name}\n")
+    return subprocess.run(
+        [sys.executable, "-m", "zmqtrack.adapters", "--config", str(config), "--name", name],
+        cwd=served.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_no_adapter_is_imported_from_the_folder_in_which_the_daemon_is_started(
+    daemon: Make, probe: Path
+) -> None:
+    served = daemon([{"type": "probe:Probe"}])
+    done = subprocess.run(
+        [sys.executable, "-m", "zmqtrack.daemon", "--config", str(served.config)],
+        cwd=served.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    for ended in (done, _by_hand(served, "one")):
+        assert ended.returncode == 78
+        assert re.search(
+            r"\.yaml:\d+: adapter \w+\.type: 'probe:Probe': cannot import 'probe': No module named "
+            rf"'probe'\. It is in {served.folder}, but nothing is imported from the folder .* "
+            r"install it \(pip install -e \.\), or name its folder in PYTHONPATH",
+            ended.stderr,
+        )
+    assert not probe.exists()
+
+
+def test_what_pythonpath_names_counts_as_installed_also_when_it_is_that_folder(
+    daemon: Make, probe: Path
+) -> None:
+    folder = probe.parent / "daemon"
+    with daemon([{"type": "probe:Probe"}], env={"PYTHONPATH": str(folder)}) as served:
+        served.wait_for("delivering from")
+    checked, running = [line.split("|") for line in probe.read_text().splitlines()]
+    assert checked == running
+    assert checked[0] == str(folder / "probe.py")
+    assert checked[1:].count(str(folder)) == 1 and "" not in checked
+
+
+def test_the_adapters_processes_look_for_nothing_in_the_folder_of_the_start(
+    daemon: Make, probe: Path, packages: Path
+) -> None:
+    (probe.parent / "daemon" / "probe.py").rename(packages / "probe.py")
+    with daemon([{"type": "probe:Probe"}], env={"PYTHONPATH": str(packages)}) as served:
+        served.wait_for("delivering from")
+    for line in probe.read_text().splitlines():
+        path = line.split("|")[1:]
+        assert str(packages) in path
+        assert not {"", ".", str(served.folder)} & set(path)
 
 
 def test_the_writer_of_the_docs_works(daemon: Make, tmp_path: Path, packages: Path) -> None:

@@ -29,7 +29,7 @@ import zmqtrack
 from harness import PATIENCE, Daemon, jsonl, read_jsonl
 from zmqtrack import wire
 from zmqtrack.config import AdapterConfig, DaemonConfig
-from zmqtrack.control import ControlClient, connect
+from zmqtrack.control import Connection, ControlClient
 from zmqtrack.wire import Batch
 
 Make = Callable[..., Daemon]
@@ -420,13 +420,13 @@ def broker(folder: Path, keeps: Callable[[str, int], bool]) -> Iterator[LossyBro
         one = LossyBroker(config, journal, ["recorder"])
         one.keeps = keeps
         handlers = one._control._handlers
-        replay = handlers["replay"]
+        role, replay = handlers["replay"]
 
         def counted(identity: bytes, request: dict[str, Any]) -> None:
             one.replays += 1
             replay(identity, request)
 
-        handlers["replay"] = counted
+        handlers["replay"] = role, counted
         made.append(one)
         ready.set()
         while not stop.is_set():
@@ -517,7 +517,7 @@ def test_a_subscriber_that_was_too_slow_for_zeromqs_queues_misses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zmqtrack.daemon.broker.PUBLISH_HWM", 1)
-    monkeypatch.setattr(host_module, "connect", partial(connect, hwm=1))
+    monkeypatch.setattr(host_module, "Connection", partial(Connection, hwm=1))
     with (
         broker(tmp_path, lambda *_: True) as one,
         recorder(one.control_address, tmp_path / "r") as adapter,

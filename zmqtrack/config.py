@@ -14,12 +14,26 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from .control import DEFAULT_ADDRESS, check_address
+from .control import DEFAULT_ADDRESS, check_address, is_local
 from .errors import ConfigError
 from .records import check_type
 
-__all__ = ["AdapterConfig", "Config", "DaemonConfig", "Located", "load", "problems_of"]
+__all__ = [
+    "AdapterConfig",
+    "Config",
+    "DaemonConfig",
+    "LimitsConfig",
+    "Located",
+    "load",
+    "problems_of",
+]
 
+#: Largest configuration file, and most values that its aliases may make of it.
+MAX_FILE = 1_000_000
+MAX_VALUES = 100_000
+
+#: What stands between "://" and the last "@" before the path.
+_USERINFO = re.compile(r"(?<=://)[^\s/?#'\"<>]+(?=@)")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|KB|MB|GB|KiB|MiB|GiB)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -67,6 +81,20 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
+class LimitsConfig(_Section):
+    """What one site may do. Beyond a rate it is told to wait, and keeps its records until then."""
+
+    batches_per_second: int = Field(2_000, gt=0, description="Batches, on the average of a second.")
+    bytes_per_second: Size = Field(200_000_000, gt=0, description="Bytes, on the same.")
+    streams: int = Field(1_000, gt=0, description="Writers that are open at the same time.")
+    runs: int = Field(10_000, gt=0, description="Runs that it may ever have had.")
+    keys: int = Field(10_000, gt=0, description="Distinct keys of metrics in one run.")
+    records: int = Field(10_000, gt=0, le=10_000, description="Records in one batch.")
+    text: Size = Field(4 << 20, description="Largest text.")
+    image: Size = Field(4 << 20, description="Largest image, as it is encoded.")
+    artifact: Size = Field(10 << 30, description="Largest file.")
+
+
 class DaemonConfig(_Section):
     """The daemon itself. Sizes are in bytes, durations in seconds once loaded."""
 
@@ -85,6 +113,16 @@ class DaemonConfig(_Section):
     advertise_publish: Address | None = Field(
         None, description="What subscribers are told instead of publish; our own adapters too."
     )
+    keys: Path | None = Field(
+        None, description="The folder that `zmqtrack keys init` made: only whom it knows gets in."
+    )
+    insecure: bool = Field(
+        False, description="Let in anybody, without keys, also from other machines."
+    )
+    limits: LimitsConfig = Field(
+        default_factory=lambda: LimitsConfig.model_validate({}),
+        description="What one site may do.",
+    )
     state_dir: Path = Field(
         Path("zmqtrack-state"), description="The journal and the adapters' own state."
     )
@@ -99,6 +137,12 @@ class DaemonConfig(_Section):
     max_bytes: Size = Field(
         20 << 30, description="Size of the journal at which writers are held back."
     )
+    dead_letter_bytes: Size = Field(
+        1 << 30, description="Dead letters at which an adapter waits for a person to look at them."
+    )
+    memory: Size = Field(
+        256 << 20, description="How much of what writers send may wait in memory, about."
+    )
     stop_timeout: Duration = Field(
         20.0, description="How long adapters may take to deliver what is left at a stop."
     )
@@ -111,6 +155,50 @@ class DaemonConfig(_Section):
         for shift, name in ((1, "ingest"), (2, "publish")):
             if getattr(self, name) is None:
                 setattr(self, name, _derived(self.control, shift, name))
+        if self.keys is None and not self.insecure:
+            for name in ("control", "ingest", "publish"):
+                if not is_local(getattr(self, name)):
+                    raise ValueError(
+                        f"{name} listens at {getattr(self, name)}, where other machines reach it, "
+                        "and there are no keys: anybody could log as any site. Make keys with "
+                        "`zmqtrack keys init DIR` and write `keys: DIR`; or `insecure: true`"
+                    )
+        return self
+
+
+def _variable(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        return value
+    # The value is not shown: somebody may have put the secret itself there.
+    raise ValueError("expected the name of an environment variable: letters, digits and '_'")
+
+
+def _credential(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"(?!\.\.?$)[^/\0]{1,255}", value):
+        return value
+    raise ValueError("expected the name of a credential: a file name without folder")
+
+
+Variable = Annotated[str, BeforeValidator(_variable)]
+Credential = Annotated[str, BeforeValidator(_credential)]
+
+
+SECRET_FORMS = "{env: NAME}, {file: PATH}, {credential: NAME}"
+
+
+class Secret(_Section):
+    """Where a secret is. It is read by the adapter's own process, and nobody else."""
+
+    env: Variable | None = Field(None, description="A variable of the daemon's environment.")
+    file: Path | None = Field(None, description="A file that its owner alone may read.")
+    credential: Credential | None = Field(
+        None, description="A credential of systemd: a file in $CREDENTIALS_DIRECTORY."
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Secret:
+        if [self.env, self.file, self.credential].count(None) != 2:
+            raise ValueError(f"give one of: {SECRET_FORMS}")
         return self
 
 
@@ -136,6 +224,11 @@ class AdapterConfig(_Section):
         "beginning", description="Where a new adapter begins in the journal."
     )
     options: dict[str, Any] = Field(default_factory=dict, description="The adapter's own options.")
+    secrets: dict[Variable, Secret] = Field(
+        default_factory=dict,
+        description="Tokens and passwords: the variable that the tracker's library reads, and "
+        "from where.",
+    )
 
     @model_validator(mode="after")
     def _derive(self) -> AdapterConfig:
@@ -201,6 +294,7 @@ def load(path: Path) -> Located:
         raise ConfigError([f"{path}:1: expected a mapping with daemon, adapters and include"])
     places: list[tuple[Path, yaml.Node]] = []
     config = _validate(Config, data, path, node, problems)
+    _find_files(config.adapters if config is not None else [], path)
     adapters: list[AdapterConfig] = []
     if config is not None:
         adapters = list(config.adapters)
@@ -241,10 +335,18 @@ def problems_of(
             message += f" Known are: {', '.join(known)}" if known else ""
         elif detail["type"] == "missing":
             message = "is missing"
+        elif "secrets" in path:  # what stands there may be the secret itself
+            if not detail["type"].startswith("value_error"):
+                message = f"give one of: {SECRET_FORMS}"
         elif not detail["type"].startswith("value_error"):
             message = f"{message}, not {detail['input']!r:.60}"
-        found.append((path, message))
+        found.append((path, without_userinfo(message)))
     return found
+
+
+def without_userinfo(text: str) -> str:
+    """``text`` without the user and password of the URIs in it."""
+    return _USERINFO.sub("***", text)
 
 
 def _load_adapters(file: Path, problems: list[str]) -> list[tuple[AdapterConfig, yaml.Node]]:
@@ -263,7 +365,16 @@ def _load_adapters(file: Path, problems: list[str]) -> list[tuple[AdapterConfig,
         adapter = _validate(AdapterConfig, item, file, child, problems)
         if adapter is not None:
             loaded.append((adapter, child))
+    _find_files([adapter for adapter, _ in loaded], file)
     return loaded
+
+
+def _find_files(adapters: Iterable[AdapterConfig], file: Path) -> None:
+    """Files of secrets are relative to the configuration file that names them."""
+    for adapter in adapters:
+        for secret in adapter.secrets.values():
+            if secret.file is not None:
+                secret.file = (file.parent / secret.file).absolute()
 
 
 def _included(path: Path, patterns: str | list[str] | None) -> list[Path]:
@@ -283,6 +394,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # refused by the loader itself
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands twice", key.start_mark
@@ -291,17 +404,55 @@ class _Loader(yaml.SafeLoader):
         return dict(super().construct_mapping(node, deep))
 
 
+def _count_values(root: yaml.Node) -> None:
+    """Refuse aliases by which a small file becomes a large configuration, or an endless one."""
+    counts: dict[yaml.Node, int] = {}
+
+    def count(node: yaml.Node) -> int:
+        known = counts.get(node)
+        if known is not None:
+            if not known:
+                raise _refused(node, "an alias within what it stands for")
+            return known
+        counts[node] = 0  # being counted
+        total = 1
+        if isinstance(node, yaml.MappingNode):
+            total += sum(count(key) + count(value) for key, value in node.value)
+        elif isinstance(node, yaml.SequenceNode):
+            total += sum(map(count, node.value))
+        if total > MAX_VALUES:
+            raise _refused(node, f"more than {MAX_VALUES} values, with its aliases expanded")
+        counts[node] = total
+        return total
+
+    count(root)
+
+
+def _refused(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(None, None, problem, node.start_mark)
+
+
 def _read(path: Path, problems: list[str]) -> tuple[yaml.Node | None, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE + 1)
+        text = raw.decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         problems.append(f"{path}: cannot be read: {reason}")
+        return None, None
+    if len(raw) > MAX_FILE:
+        problems.append(
+            f"{path}: larger than {MAX_FILE} bytes: that is no configuration. Split it with "
+            "'include' if it is"
+        )
         return None, None
     try:
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
+            if node is not None:
+                _count_values(node)
             data = loader.construct_document(node) if node is not None else None
         finally:
             loader.dispose()
@@ -309,6 +460,12 @@ def _read(path: Path, problems: list[str]) -> tuple[yaml.Node | None, Any]:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
         problems.append(f"{path}:{line}: not valid YAML: {getattr(error, 'problem', error)}")
+        return None, None
+    except RecursionError:
+        problems.append(f"{path}:1: not valid YAML: nested too deeply")
+        return None, None
+    except (ValueError, OverflowError) as error:  # such as 2024-13-45, which looks like a date
+        problems.append(f"{path}:1: not valid YAML: {error}")
         return None, None
     return node if node is not None else yaml.MappingNode("", []), data
 
@@ -329,8 +486,8 @@ def _known(model: type[BaseModel], path: Iterable[str | int]) -> list[str]:
     """The keys that the section at ``path`` has."""
     current: Any = model
     for part in path:
-        if isinstance(part, int):
-            continue
+        if part not in current.model_fields:
+            continue  # a place in a list, or a key of a mapping
         annotation = current.model_fields[part].annotation
         inner = getattr(annotation, "__args__", (annotation,))
         models = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import itertools
 import os
 import time
@@ -14,8 +15,17 @@ import zmq
 
 from . import wire
 from .errors import ControlError, FrameError
+from .keys import Key, Watch
 
-__all__ = ["DEFAULT_ADDRESS", "ControlClient", "check_address", "connect", "resolve"]
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "Connection",
+    "ControlClient",
+    "check_address",
+    "connect",
+    "is_local",
+    "resolve",
+]
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
 
@@ -32,6 +42,10 @@ RECONNECT_MAX_MS = 2_000
 #: A connection that is not made in so long is tried anew: the kernel's own attempts become so
 #: rare that it would notice the end of a long partition only minutes later.
 CONNECT_TIMEOUT_MS = 5_000
+HANDSHAKE_MS = 10_000
+#: Between two attempts with a key that was refused, in seconds; doubled up to the longest.
+ANEW_FIRST = 0.25
+ANEW_MAX = 5.0
 
 
 _context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -46,8 +60,8 @@ def _forget_context() -> None:
 os.register_at_fork(after_in_child=_forget_context)
 
 
-def connect(kind: int, address: str, hwm: int = 1000) -> zmq.Socket[bytes]:
-    """A socket of ``kind`` on its way to ``address``; returns at once.
+def connect(kind: int, address: str, hwm: int = 1000, key: Key | None = None) -> zmq.Socket[bytes]:
+    """A socket of ``kind`` on its way to ``address``, encrypted with ``key``; returns at once.
 
     It queues nothing for a peer that is not there (sends raise :class:`zmq.Again`), never
     lingers, finds dead peers by heartbeat and reconnects with back-off.
@@ -55,6 +69,13 @@ def connect(kind: int, address: str, hwm: int = 1000) -> zmq.Socket[bytes]:
     Raises:
         ValueError: ``address`` is none.
     """
+    socket = _socket(kind, hwm, key)
+    socket.connect(check_address(address))
+    return socket
+
+
+def _socket(kind: int, hwm: int, key: Key | None) -> zmq.Socket[bytes]:
+    """With all options set that we want, not connected yet."""
     global _context
     if _context is None:
         # Ours alone: a training process may use, and end, pyzmq's shared instance.
@@ -67,6 +88,7 @@ def connect(kind: int, address: str, hwm: int = 1000) -> zmq.Socket[bytes]:
     # Heartbeats wait behind what cannot be sent; this is what ends a connection then.
     socket.set(zmq.TCP_MAXRT, HEARTBEAT_TIMEOUT_MS)
     socket.set(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
+    socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
     socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
     if kind in (zmq.PUSH, zmq.DEALER):
@@ -74,7 +96,8 @@ def connect(kind: int, address: str, hwm: int = 1000) -> zmq.Socket[bytes]:
         socket.set(zmq.SNDHWM, hwm)
     if kind in (zmq.SUB, zmq.DEALER):
         socket.set(zmq.RCVHWM, hwm)
-    socket.connect(check_address(address))
+    if key is not None:
+        key.secure(socket)
     return socket
 
 
@@ -97,6 +120,18 @@ def check_address(address: object) -> str:
     )
 
 
+def is_local(address: str) -> bool:
+    """Whether only this machine reaches a socket that is bound to ``address``."""
+    parts = urlsplit(address)
+    if parts.scheme == "ipc":
+        return True
+    host = parts.netloc.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in ("localhost", "lo")
+
+
 def resolve(advertised: str, control: str) -> str:
     """The address under which to reach a socket that the daemon bound at ``advertised``.
 
@@ -110,12 +145,57 @@ def resolve(advertised: str, control: str) -> str:
     return advertised
 
 
+class Connection:
+    """A connected ``socket`` that is made anew when the daemon has refused its key.
+
+    ZeroMQ gives up then, though the key may be known a moment later.
+    """
+
+    def __init__(self, kind: int, address: str, key: Key | None = None, hwm: int = 1000) -> None:
+        self._kind, self._hwm, self._key = kind, hwm, key
+        self.address = check_address(address)
+        self._again = 0.0
+        self._wait = ANEW_FIRST
+        self.socket = self._open()
+
+    def _open(self) -> zmq.Socket[bytes]:
+        socket = _socket(self._kind, self._hwm, self._key)
+        self._watch = Watch(socket) if self._key else None  # before the connection is made
+        socket.connect(self.address)
+        return socket
+
+    def refusal(self) -> str:
+        """Why the daemon does not let us in, or nothing; makes the socket anew now and then."""
+        if self._watch is None or self._key is None:
+            return ""
+        outcome = self._watch.look()
+        if outcome == "accepted":
+            self._wait = ANEW_FIRST
+        if outcome not in ("refused", "failed"):
+            return ""
+        now = time.monotonic()
+        if not self._again:
+            self._again = now + self._wait
+            self._wait = min(2 * self._wait, ANEW_MAX)
+        elif now >= self._again:
+            self.close()
+            self.socket, self._again = self._open(), 0.0
+        if outcome == "failed":
+            return f"the daemon at {self.address} is not the one that our key was made for"
+        return f"the daemon at {self.address} does not let the key of {self._key.name} in"
+
+    def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+        self.socket.close()
+
+
 class ControlClient:
     """Asks a daemon and waits for the answer. Not for use by several threads at once."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, key: Key | None = None) -> None:
         self.address = address
-        self._socket = connect(zmq.DEALER, address)
+        self._connection = Connection(zmq.DEALER, address, key)
         self._ids = itertools.count(1)
 
     def request(
@@ -124,26 +204,23 @@ class ControlClient:
         """Send ``op`` and return the answer's map; its further frames under the key ``frames``.
 
         Raises:
-            ControlError: ``unreachable`` or ``timeout``, or the reason of the refusal.
+            ControlError: ``unreachable``, ``key_refused`` or ``timeout``, or the reason of the
+                daemon's refusal.
         """
         ident = next(self._ids)
         deadline = time.monotonic() + timeout
-        self._socket.sndtimeo = max(0, int(timeout * 1000))
         message = [wire.encode_control(op, id=ident, **fields), *frames]
-        try:
-            self._socket.send_multipart(message)
-        except zmq.Again:
-            raise ControlError(
-                "unreachable", f"no daemon answers at {self.address} (waited {timeout:g} s)"
-            ) from None
+        self._send(message, timeout, deadline)
         while (left := deadline - time.monotonic()) > 0:
-            if not self._socket.poll(max(1, int(min(left, REPEAT) * 1000))):
+            socket = self._connection.socket
+            if not socket.poll(max(1, int(min(left, REPEAT) * 1000))):
                 # Where asking twice changes nothing: a connection may have broken on the way.
                 if op in REPEATABLE:
+                    self._connection.refusal()
                     with contextlib.suppress(zmq.Again):
-                        self._socket.send_multipart(message, zmq.NOBLOCK)
+                        self._connection.socket.send_multipart(message, zmq.NOBLOCK)
                 continue
-            first, *further = self._socket.recv_multipart()
+            first, *further = socket.recv_multipart()
             try:
                 answer = wire.decode_control(first)
             except FrameError as error:
@@ -156,5 +233,25 @@ class ControlClient:
             return answer
         raise ControlError("timeout", f"{self.address} did not answer {op!r} within {timeout:g} s")
 
+    def _send(self, message: list[bytes], timeout: float, deadline: float) -> None:
+        refusal = ""
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            socket = self._connection.socket
+            socket.sndtimeo = int(1000 * min(left, ANEW_FIRST))
+            try:
+                socket.send_multipart(message)
+            except zmq.Again:
+                refusal = self._connection.refusal()
+            else:
+                return
+            if left <= 0:
+                break
+        if refusal:
+            raise ControlError("key_refused", refusal)
+        raise ControlError(
+            "unreachable", f"no daemon answers at {self.address} (waited {timeout:g} s)"
+        )
+
     def close(self) -> None:
-        self._socket.close()
+        self._connection.close()

@@ -6,6 +6,7 @@ __all__ = [
     "ConfigError",
     "ControlError",
     "FrameError",
+    "KeyFileError",
     "RunFinished",
     "SpoolError",
     "ZMQTrackError",
@@ -43,6 +44,10 @@ class ControlError(ZMQTrackError):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+class KeyFileError(ZMQTrackError):
+    """A key that cannot be used: its file is missing, readable by others, or no key file."""
 
 
 class SpoolError(ZMQTrackError):

@@ -9,8 +9,9 @@ from typing import Any
 import zmq
 
 from . import wire
-from .control import connect, resolve
+from .control import Connection, connect, resolve
 from .errors import FrameError
+from .keys import Key
 from .spool import Outgoing, Spool
 
 __all__ = ["Link"]
@@ -25,15 +26,19 @@ WINDOW_BYTES = 16 << 20
 #: anew, and its answer says from where to go on.
 PATIENCE = 1.0
 PATIENCE_MAX = 8.0
+#: Longest that a daemon can make us wait for its rate limit, in seconds, before it is asked anew.
+SLOW_MAX = 60.0
 
 
 class Link:
     """The sockets and the sending state of one spool. Touches no lock and starts no thread."""
 
-    def __init__(self, spool: Spool, address: str) -> None:
+    def __init__(self, spool: Spool, address: str, key: Key | None = None) -> None:
         self.spool = spool
         self.address = address
-        self.control = connect(zmq.DEALER, address)
+        self._key = key
+        self._connection = Connection(zmq.DEALER, address, key)
+        self._shut_out = ""  # why the daemon does not let us in
         self._ingest: zmq.Socket[bytes] | None = None
         self._ingest_address = ""
         self._epoch = b""
@@ -44,6 +49,10 @@ class Link:
         self._patience = PATIENCE
         self._refused: str | None = None  # why the last greeting was
         self._due = 0.0  # when to greet the daemon (anew)
+        self._window_bytes = WINDOW_BYTES  # the daemon may allow less
+        self._slow_until = 0.0  # it asked us to wait so long
+        #: Largest values that the daemon takes, by data type.
+        self.sizes: dict[str, int] = {}
         #: Records that the daemon refused for good, by reason.
         self.rejected: dict[str, int] = {}
 
@@ -52,8 +61,16 @@ class Link:
         """All that is in the spool has been acknowledged."""
         return self.spool.acked >= self.spool.last
 
+    @property
+    def control(self) -> zmq.Socket[bytes]:
+        """To be polled; another one after a refusal."""
+        return self._connection.socket
+
     def pump(self) -> None:
         """Do all that can be done now without waiting."""
+        if (refusal := self._connection.refusal()) and refusal != self._shut_out:
+            self._shut_out = refusal
+            log.warning("zmqtrack: %s; records are kept here", refusal)
         while self.control.poll(0):
             try:
                 self._on_message(wire.decode_control(self.control.recv()))
@@ -71,6 +88,7 @@ class Link:
             "welcome": self._on_welcome,
             "ack": self._on_ack,
             "resume": self._on_resume,
+            "slow": self._on_slow,
             "reject": self._on_reject,
             "refused": self._on_refused,
         }.get(message["op"])
@@ -86,12 +104,18 @@ class Link:
             )
         self._epoch, self._refused = message["epoch"], None
         ingest = resolve(message["ingest"], self.address)
-        if self._ingest is None or ingest != self._ingest_address:
+        if (
+            self._ingest is None
+            or ingest != self._ingest_address
+            or not self._ingest.poll(0, zmq.POLLOUT)  # it may have been refused, and is dead then
+        ):
             if self._ingest is not None:
                 self._ingest.close()
-            self._ingest = connect(zmq.PUSH, ingest, hwm=WINDOW_BATCHES)
+            self._ingest = connect(zmq.PUSH, ingest, hwm=WINDOW_BATCHES, key=self._key)
             self._ingest_address = ingest
         self._welcome = True
+        self._window_bytes = min(WINDOW_BYTES, int(message.get("window", WINDOW_BYTES)))
+        self.sizes = dict(message.get("sizes") or {})
         if self._is_same(message):
             self._acknowledge(message["seq"])
         self._go_back()
@@ -118,6 +142,13 @@ class Link:
 
     def _on_resume(self, message: dict[str, Any]) -> None:
         self._acknowledge(min(message["seq"], self._pushed))
+        self._go_back()
+
+    def _on_slow(self, message: dict[str, Any]) -> None:
+        """We are over our site's rate: what is under way was not taken, and is kept here."""
+        wait = min(max(0.0, float(message["wait"])), SLOW_MAX)
+        self._slow_until = time.monotonic() + wait
+        self._due = max(self._due, self._slow_until + self._patience)
         self._go_back()
 
     def _on_reject(self, message: dict[str, Any]) -> None:
@@ -162,6 +193,8 @@ class Link:
     def _push(self) -> None:
         """Push batches until the window is full, the spool is empty or ZeroMQ says later."""
         assert self._ingest is not None
+        if time.monotonic() < self._slow_until:
+            return
         in_flight = sum(size for _, size in self._window)
         while len(self._window) < WINDOW_BATCHES:
             if not self._next:
@@ -170,7 +203,7 @@ class Link:
                 if not self._next:
                     return
             batch = self._next[0]
-            if self._window and in_flight + len(batch.body) > WINDOW_BYTES:
+            if self._window and in_flight + len(batch.body) > self._window_bytes:
                 return
             frames = [wire.topic(batch.type), batch.header, batch.body]
             try:
@@ -197,6 +230,6 @@ class Link:
         self._window, self._next = [], []
 
     def close(self) -> None:
-        self.control.close()
+        self._connection.close()
         if self._ingest is not None:
             self._ingest.close()

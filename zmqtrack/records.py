@@ -19,11 +19,19 @@ log         str, one or more lines of output; the key names the stream
 The name ``lost`` is reserved: with it a writer tells the daemon how many records (value) it
 had to give up, and why (key). Any other name that :func:`check_type` accepts is a data type
 of the user's own; its values are whatever msgpack carries.
+
+What msgpack carries is here: None, bool, int, float, str, bytes, and lists and dicts of those,
+nested :data:`MAX_DEPTH` deep at most. The keys of a dict may be anything that is no list and no
+dict. msgpack's extension types, its timestamp among them, are not carried.
 """
 
 from __future__ import annotations
 
+import math
 import re
+import reprlib
+from itertools import pairwise
+from types import NoneType
 from typing import Any, NamedTuple
 
 __all__ = [
@@ -33,6 +41,8 @@ __all__ = [
     "Record",
     "RunKey",
     "as_number",
+    "check_carried",
+    "check_keys",
     "check_name",
     "check_type",
     "check_values",
@@ -44,7 +54,7 @@ VOCABULARY: frozenset[str] = frozenset(
 )
 
 #: Names that the protocol itself uses.
-RESERVED: frozenset[str] = frozenset({"head", "lost"})
+RESERVED: frozenset[str] = frozenset({"head", "lost", "pulse"})
 
 #: How a run ends.
 STATUSES = ("finished", "failed", "killed")
@@ -82,7 +92,7 @@ def check_name(what: str, name: object, limit: int = MAX_NAME) -> str:
         ValueError: it is empty, longer than ``limit`` bytes or has control characters.
     """
     if not isinstance(name, str):
-        raise TypeError(f"{what} must be a string, not {type(name).__name__}: {name!r:.80}")
+        raise TypeError(f"{what} must be a string, not {type(name).__name__}: {reprlib.repr(name)}")
     if not name.strip():
         raise ValueError(f"{what} must not be empty")
     try:
@@ -104,7 +114,7 @@ def check_type(data_type: object) -> str:
     """
     if not isinstance(data_type, str) or not _TYPE.fullmatch(data_type):
         raise ValueError(
-            f"{data_type!r:.80} cannot name a data type: "
+            f"{reprlib.repr(data_type)} cannot name a data type: "
             "lower-case letters, digits and _ only, beginning with a letter, 64 at most"
         )
     return data_type
@@ -136,59 +146,134 @@ def as_number(key: str, value: Any) -> float:
         raise TypeError(f"metric {key!r}: the integer is too large for a float") from None
 
 
+def check_keys(keys: list[str]) -> None:
+    """Check decoded keys (strings, and valid Unicode) as :func:`check_name` does, all at a time.
+
+    Raises:
+        ValueError: one of them is empty, longer than ``MAX_KEY`` bytes or has control characters.
+    """
+    # Nearly always so, and each of these is one pass without a call for each key. What is blank
+    # and printable is made of spaces, before which no other printable character sorts.
+    if (
+        "".join(keys).isprintable()
+        and min(keys, default=".").strip()
+        and max(map(len, keys), default=0) <= MAX_KEY // 4  # in UTF-8 a character has 4 bytes
+    ):
+        return
+    for key in keys:
+        check_name("key", key, MAX_KEY)
+
+
 #: The Python types that a value of each data type may have once decoded.
-_SHAPES: dict[str, tuple[type, ...]] = {
-    "metric": (float,),
-    "tag": (str,),
-    "text": (str,),
-    "image": (bytes,),
-    "histogram": (dict,),
-    "artifact": (list,),
-    "log": (str,),
-    "lost": (int,),
+_SHAPES: dict[str, frozenset[type]] = {
+    "run": frozenset({dict, str}),
+    "metric": frozenset({float}),
+    "tag": frozenset({str}),
+    "text": frozenset({str}),
+    "image": frozenset({bytes}),
+    "histogram": frozenset({dict}),
+    "artifact": frozenset({list}),
+    "log": frozenset({str}),
+    "lost": frozenset({int}),
 }
+_SCALARS = frozenset({NoneType, bool, int, float, str, bytes})
+_CARRIED = _SCALARS | {list, dict}
+_NUMBERS = frozenset({int, float})
+#: What a histogram says beside its counts and edges.
+_FACTS = ("min", "max", "num", "sum", "sum_squares", "nan", "inf", "-inf")
 
 #: Deepest nesting of a value.
 MAX_DEPTH = 32
+#: Most lists and dicts in one value: each takes some hundred bytes here, of one on the wire.
+MAX_CONTAINERS = 1 << 20
+#: Greatest count of lost records that one record may tell: sums of such fit into 64 bits.
+MAX_LOST = 1 << 48
+#: Greatest size of a file, and greatest step.
+MAX_INT = 2**63 - 1
 
 
-def check_values(data_type: str, values: list[Any]) -> None:
-    """Check a decoded column of values against what its data type promises.
+def check_values(data_type: str, values: list[Any], keys: list[str] | None = None) -> None:
+    """Check a decoded column of values, and ``keys`` beside it, against what the type promises.
 
     Raises:
         TypeError: one of them is something else, or is nested deeper than ``MAX_DEPTH``.
     """
     found = set(map(type, values))
-    if strange := found - set(_SHAPES.get(data_type, found)):
+    if strange := found - _SHAPES.get(data_type, _CARRIED):
         raise TypeError(f"a {data_type} with a value of type {strange.pop().__name__}")
-    if found & {list, dict}:
-        for value in values:
-            _check_depth(value, MAX_DEPTH)
+    if not found <= _SCALARS:
+        check_carried(values)
     if data_type == "artifact":
         for value in values:
-            if [type(part) for part in value] != [int, int, bytes]:
-                raise TypeError("an artifact piece is not [offset, size, bytes]")
-            offset, size, piece = value
-            if not 0 <= offset <= offset + len(piece) <= size:
-                raise TypeError(f"an artifact piece at {offset} does not lie within {size} bytes")
+            _check_piece(value)
     elif data_type == "histogram":
         for value in values:
-            counts, edges = value.get("counts"), value.get("edges")
-            if not (
-                isinstance(counts, list)
-                and isinstance(edges, list)
-                and len(edges) == len(counts) + 1
-                and all(isinstance(number, (int, float)) for number in (*counts, *edges))
-            ):
-                raise TypeError("a histogram whose counts and edges do not belong together")
+            _check_summary(value)
+    elif data_type == "lost":
+        if not 0 <= min(values) <= max(values) <= MAX_LOST:
+            raise TypeError("a count of lost records that is negative or too great")
+    elif data_type == "run":
+        for key, value in zip(keys or (), values, strict=False):
+            if not (type(value) is dict if key == "start" else key == "end" and value in STATUSES):
+                raise TypeError(f"a run record {key!r:.40} that is no start and no end")
 
 
-def _check_depth(value: Any, left: int) -> None:
-    if isinstance(value, (list, dict)):
-        if not left:
-            raise TypeError(f"a value nested deeper than {MAX_DEPTH}")
-        for part in value.values() if isinstance(value, dict) else value:
-            _check_depth(part, left - 1)
+def check_carried(values: list[Any], greatest: int | None = None) -> None:
+    """Check that values are of the types that are carried, level by level of their nesting.
+
+    Raises:
+        TypeError: one of them is not, is a dict with such a key, is nested too deep, or is an
+            integer beyond ``greatest``.
+    """
+    containers = 0
+    for _ in range(MAX_DEPTH + 1):
+        found = set(map(type, values))
+        if strange := found - _CARRIED:
+            raise TypeError(f"a value of type {strange.pop().__name__} inside another")
+        if greatest is not None and any(type(n) is int and n > greatest for n in values):
+            raise TypeError(f"an integer beyond {greatest}")
+        if found <= _SCALARS:
+            return
+        below: list[Any] = []
+        for value in values:
+            if type(value) is list:
+                below += value
+            elif type(value) is dict:
+                if strange := set(map(type, value)) - _SCALARS:
+                    raise TypeError(f"a dict with a key of type {strange.pop().__name__}")
+                below += value.values()
+            else:
+                continue
+            containers += 1
+        if containers > MAX_CONTAINERS:
+            raise TypeError(f"a value of more than {MAX_CONTAINERS} lists and dicts")
+        values = below
+    raise TypeError(f"a value nested deeper than {MAX_DEPTH}")
+
+
+def _check_piece(value: list[Any]) -> None:
+    if list(map(type, value)) != [int, int, bytes]:
+        raise TypeError("an artifact piece is not [offset, size, bytes]")
+    offset, size, piece = value
+    if not 0 <= offset <= offset + len(piece) <= size <= MAX_INT:
+        raise TypeError(f"an artifact piece at {offset} does not lie within {size} bytes")
+
+
+def _check_summary(value: dict[str, Any]) -> None:
+    """As :func:`zmqtrack.histogram.check_summary` makes it."""
+    counts, edges = value.get("counts"), value.get("edges")
+    if not (isinstance(counts, list) and isinstance(edges, list)):
+        raise TypeError("a histogram without a list of counts and a list of edges")
+    if not 1 <= len(counts) == len(edges) - 1:
+        raise TypeError("a histogram whose counts and edges do not belong together")
+    others = [value.get(name, 0) for name in _FACTS]
+    if not set(map(type, (*counts, *edges, *others))) <= _NUMBERS:
+        raise TypeError("a histogram with something else than numbers")
+    if not all(0 <= count < math.inf for count in counts):
+        raise TypeError("a histogram with a count that is negative or not finite")
+    ends = abs(edges[0]), abs(edges[-1])
+    if math.inf in ends or not all(left < right for left, right in pairwise(edges)):
+        raise TypeError("a histogram whose edges do not increase, or are not finite")
 
 
 def _describe(value: Any) -> str:

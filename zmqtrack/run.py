@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgpack
 
-from . import wire
+from . import keys, wire
 from .control import DEFAULT_ADDRESS, check_address
 from .errors import RunFinished
 from .histogram import summarise
@@ -37,6 +37,9 @@ from .records import (
 )
 from .sender import Buffer, Entry, Sender
 from .spool import Spool, default_directory
+
+if TYPE_CHECKING:
+    from .egress import Gate, Policy
 
 __all__ = ["Run", "init"]
 
@@ -72,6 +75,8 @@ def init(
     spool_dir: str | os.PathLike[str] | None = None,
     spool_bytes: int = Spool.limit,
     keep: str = Spool.keep,
+    key: str | os.PathLike[str] | None = None,
+    egress: str | os.PathLike[str] | None = None,
 ) -> Run:
     """Begin to log as ``site`` in ``run`` of ``experiment``; returns at once.
 
@@ -93,31 +98,53 @@ def init(
         spool_bytes: how much may wait there. Beyond it records are given up and counted, never
             ``run``, ``param`` and ``tag`` before others.
         keep: which are kept then, the ``"newest"`` or the ``"oldest"``.
+        key: file that ``zmqtrack keys new`` made for this site; ``ZMQTRACK_KEY``. It names the
+            site and the address too. None: the daemon uses no keys.
+        egress: file of the policy that says what may leave (:mod:`zmqtrack.egress`);
+            ``ZMQTRACK_EGRESS``, else all may.
 
     Raises:
-        TypeError, ValueError: an argument that cannot be used.
+        TypeError, ValueError: an argument, or an egress policy, that cannot be used.
+        KeyFileError: ``key`` cannot be used.
         SpoolError: ``spool_dir`` cannot be written.
     """
     environ = os.environ.get
-    key = RunKey(
+    key_file = key or environ("ZMQTRACK_KEY")
+    own_key = keys.load(key_file) if key_file else None
+    site = site or environ("ZMQTRACK_SITE")
+    if own_key and site and site != own_key.name:
+        raise ValueError(f"the key in {key_file} is that of site {own_key.name!r}, not {site!r}")
+    run_key = RunKey(
         check_name("experiment", experiment or environ("ZMQTRACK_EXPERIMENT") or "default"),
         check_name("run", run or environ("ZMQTRACK_RUN") or _new_name()),
-        check_name("site", site or environ("ZMQTRACK_SITE") or socket.gethostname()),
+        check_name("site", own_key.name if own_key else site or socket.gethostname()),
     )
-    address = check_address(address or environ("ZMQTRACK_ADDRESS") or DEFAULT_ADDRESS)
+    told = own_key.address if own_key else DEFAULT_ADDRESS
+    address = check_address(address or environ("ZMQTRACK_ADDRESS") or told)
     if codec not in wire.CODECS:
         raise ValueError(f"codec {codec!r} is unknown; known are {', '.join(wire.CODECS)}")
     if keep not in ("newest", "oldest"):
         raise ValueError(f"keep is {keep!r}; it may be 'newest' or 'oldest'")
+    policy_file = environ("ZMQTRACK_EGRESS") if egress is None else egress
+    policy = None
+    if policy_file is not None:
+        from .egress import Policy  # only where it is asked for
+
+        policy = Policy.load(policy_file)
     if codec == "zstd":
         import zstandard  # noqa: F401 -- fail here, not in the sender thread
     new = Run(
-        key,
+        run_key,
         address,
         Path(spool_dir).absolute() if spool_dir is not None else default_directory(),
         exit_timeout=float(exit_timeout),
         spool_limits=(int(spool_bytes), keep),
-        sender_options={"flush_interval": float(flush_interval), "codec": wire.CODECS[codec]},
+        sender_options={
+            "flush_interval": float(flush_interval),
+            "codec": wire.CODECS[codec],
+            "key": own_key,
+        },
+        policy=policy,
     )
     if config:
         new.log_params(config)
@@ -131,6 +158,8 @@ class Run:
     may repeat and go back, and may be left out.
     """
 
+    _egress: Gate | None = None
+
     def __init__(
         self,
         key: RunKey,
@@ -140,6 +169,7 @@ class Run:
         exit_timeout: float,
         spool_limits: tuple[int, str],
         sender_options: dict[str, Any],
+        policy: Policy | None = None,
     ) -> None:
         self.key = key
         self.address = address
@@ -147,6 +177,7 @@ class Run:
         self._spool_dir = spool_dir
         self._spool_limits = spool_limits
         self._options = sender_options
+        self._policy = policy
         self._finished = False
         self._lock = threading.Lock()
         self._keys: set[str] = set()  # known to be good names of metrics
@@ -164,7 +195,13 @@ class Run:
         self._buffer: Buffer = Buffer()
         spool = Spool.create(self._spool_dir, self.key, self.address)
         spool.limit, spool.keep = self._spool_limits
-        self._sender = Sender(spool, self._buffer, on_quiet=self._on_quiet, **self._options)
+        if self._policy is not None:
+            from .egress import Gate
+
+            self._egress = Gate(self._policy, self.key, self._spool_dir)
+        self._sender = Sender(
+            spool, self._buffer, egress=self._egress, on_quiet=self._on_quiet, **self._options
+        )
         self._append: Callable[[Entry], None] = self._buffer.append
         if self._options["flush_interval"] == 0:
             self._append = self._append_and_wake
@@ -302,6 +339,11 @@ class Run:
     def lose(self, reason: str) -> None:
         """Count, under ``reason``, something that could not be logged; ``status`` shows it."""
         self._append((reason, 1, None, _now(), "lost"))
+
+    @property
+    def held(self) -> dict[str, int]:
+        """Records that the egress policy has held back until now, by reason."""
+        return dict(self._egress.held) if self._egress else {}
 
     # --- life ---------------------------------------------------------------------------------
 

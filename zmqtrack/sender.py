@@ -10,14 +10,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
 from . import wire
 from .errors import SpoolError
+from .keys import Key
 from .link import Link
 from .spool import Outgoing, Spool, orphans
+
+if TYPE_CHECKING:
+    from .egress import Gate
 
 __all__ = ["Buffer", "Entry", "Sender"]
 
@@ -66,6 +70,8 @@ class Sender(threading.Thread):
         flush_interval: float,
         *,
         codec: int = wire.CODEC_PLAIN,
+        key: Key | None = None,
+        egress: Gate | None = None,
         on_quiet: Callable[[bool], None],
     ) -> None:
         super().__init__(name=f"zmqtrack-{spool.run.run}", daemon=True)
@@ -77,6 +83,8 @@ class Sender(threading.Thread):
         self._buffer = buffer
         self._interval = flush_interval
         self._codec = codec
+        self._key = key
+        self._egress = egress
         self._unspooled: list[tuple[str, int, bytes]] = []  # packed, but the disk refused it
         self._flushes: collections.deque[threading.Event] = collections.deque()
         self._deadline: float | None = None
@@ -131,7 +139,7 @@ class Sender(threading.Thread):
     _remaining = 0
 
     def run(self) -> None:
-        own = Link(self._spool, self._spool.address)
+        own = Link(self._spool, self._spool.address, self._key)
         self._links = [own]
         try:
             while True:
@@ -156,6 +164,13 @@ class Sender(threading.Thread):
                 del _adopters[self._place]
             self._remaining = self._spool.pending() + len(self._buffer)
             self._remaining += sum(n for _, n, _ in self._unspooled)
+            if self._egress and self._egress.pending:
+                log.error(
+                    "zmqtrack: %s could not be written to the end: of run %s, what had waited for "
+                    "it in memory is lost",
+                    self._egress.audit_path,
+                    self._spool.run.run,
+                )
             for link in self._links:
                 link.close()
                 link.spool.close()
@@ -167,16 +182,19 @@ class Sender(threading.Thread):
         """Also what earlier processes left: short runs would never get to it otherwise."""
         adopts = _adopters.get(self._place) is self
         busy = adopts and (len(self._links) > 1 or self._adopt_due == 0.0)
-        return own.done and not self._unspooled and not busy
+        waiting = self._unspooled or self._buffer or (self._egress and self._egress.pending)
+        return own.done and not waiting and not busy
 
     def _turn(self, own: Link) -> None:
         """Buffer → batches → spool → push; the loop's body."""
         self._wait()
         self._note(len(self._buffer))
         flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
-        if sum(len(body) for _, _, body in self._unspooled) < UNSPOOLED_BYTES:
+        room = sum(len(body) for _, _, body in self._unspooled) < UNSPOOLED_BYTES
+        room = room and not (self._egress and self._egress.pending)
+        if room:
             self._pack()  # else the disk refuses what we have: the rest stays in the buffer
-        if self._store():
+        if self._store() and room:
             for event in flushes:
                 event.set()
         else:
@@ -213,6 +231,8 @@ class Sender(threading.Thread):
         take = self._buffer.popleft
         entries = [take() for _ in range(len(self._buffer))]
         self._note(len(entries))
+        if self._egress:
+            entries = self._egress.sift(entries)
         groups: dict[str, list[Entry]] = {}
         if len({entry[4] for entry in entries}) == 1:  # the usual case: nothing but metrics
             groups[entries[0][4]] = entries
@@ -225,7 +245,14 @@ class Sender(threading.Thread):
             groups.setdefault("lost", []).extend(
                 (reason, n, None, time.time(), "lost") for reason, n in lost.items()
             )
-        batches = list(groups.items())
+        sizes = self._links[0].sizes if self._links else {}
+        batches = []
+        for data_type, records in groups.items():
+            if limit := sizes.get(data_type):  # what the daemon will refuse goes by itself
+                batches += [(data_type, [e]) for e in records if _size(e[1]) > limit]
+                records = [e for e in records if _size(e[1]) <= limit]
+            if records:
+                batches.append((data_type, records))
         if "run" in groups and groups["run"][-1][0] == "end":
             # After all others, also where `finish` had no time to wait for them first.
             batches.append(("run", [groups["run"].pop()]))
@@ -255,6 +282,8 @@ class Sender(threading.Thread):
 
     def _store(self) -> bool:
         """Commit what is packed to the spool; False (and kept) if the disk refuses it."""
+        if not self._audit():
+            return False
         if not self._unspooled:
             return True
         run = self._spool.run
@@ -279,6 +308,23 @@ class Sender(threading.Thread):
         self.stuck = False
         return True
 
+    def _audit(self) -> bool:
+        """Write down what the policy held back; until that is done, nothing else may leave."""
+        if self._egress and self._egress.pending:
+            try:
+                self._egress.audit()
+            except OSError as error:
+                self.stuck = True
+                self._say_once(
+                    "audit",
+                    f"cannot write {self._egress.audit_path}: {error.strerror}; nothing is sent "
+                    "until it can be; trying again",
+                )
+                return False
+            self._said.discard("audit")
+            self.stuck = bool(self._unspooled)
+        return True
+
     def _adopt(self) -> None:
         """Take over one outbox that an earlier process left, if there is one."""
         if time.monotonic() < self._adopt_due or len(self._links) > 1:
@@ -299,7 +345,10 @@ class Sender(threading.Thread):
             if spool.address and spool.address != self._spool.address:
                 spool.close()
                 continue
-            self._links.append(Link(spool, self._spool.address))
+            if self._key and spool.run.site != self._key.name:
+                spool.close()  # with our key it would be refused: it waits for its own
+                continue
+            self._links.append(Link(spool, self._spool.address, self._key))
             return
 
     def _release(self, own: Link) -> None:
@@ -319,7 +368,16 @@ class Sender(threading.Thread):
         """In a forked child, where this thread does not exist: leave the parent's things alone."""
         for link in self._links:
             link.spool.abandon()
+        if self._egress:
+            self._egress.abandon()
         if not self._links:
             self._spool.abandon()
         os.close(self._wake_read)
         os.close(self._wake_write)
+
+
+def _size(value: Any) -> int:
+    """Bytes of a text or image; of a piece of a file, those of the whole file."""
+    if isinstance(value, list):
+        return int(value[1])
+    return len(value.encode(errors="replace")) if isinstance(value, str) else len(value)

@@ -25,8 +25,10 @@ A control message begins with a msgpack map that has at least ``op`` and ``v``, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import reprlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from types import NoneType
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -34,7 +36,17 @@ from urllib.parse import quote
 import msgpack
 
 from .errors import FrameError
-from .records import Record, RunKey, check_name, check_type, check_values
+from .records import (
+    MAX_CONTAINERS,
+    MAX_INT,
+    Record,
+    RunKey,
+    check_carried,
+    check_keys,
+    check_name,
+    check_type,
+    check_values,
+)
 
 __all__ = [
     "CODECS",
@@ -65,6 +77,8 @@ MAX_RECORDS = 10_000
 MAX_HEADER = 4096
 #: Most bytes in a control message (its first frame).
 MAX_CONTROL = 1 << 20
+#: Most items in one array or map of a control message.
+MAX_ITEMS = 1 << 16
 CODEC_PLAIN = 0
 CODEC_ZSTD = 1
 #: Codec names as users write them.
@@ -130,7 +144,7 @@ def decode_topic(frame: bytes) -> str:
     name, slash, _ = bytes(frame).partition(b"/")
     try:
         if not slash:
-            raise ValueError(f"topic {bytes(frame)!r:.80} does not end in '/'")
+            raise ValueError(f"topic {bytes(frame[:80])!r:.80} does not end in '/'")
         return check_type(name.decode())
     except ValueError as error:
         raise FrameError("bad_type", str(error)) from None
@@ -157,14 +171,21 @@ def decode_header(frame: bytes) -> Header:
     if len(frame) > MAX_HEADER:
         raise FrameError("bad_header", f"header of {len(frame)} bytes; at most {MAX_HEADER}")
     try:
-        # Bounded by MAX_HEADER, so msgpack's own limits have nothing left to bound but depth.
-        fields = msgpack.unpackb(frame, use_list=False, max_array_len=16, max_map_len=0)
-    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+        fields = msgpack.unpackb(
+            frame,
+            use_list=False,
+            max_str_len=MAX_HEADER,
+            max_bin_len=16,
+            max_array_len=16,
+            max_map_len=0,
+            max_ext_len=0,
+            ext_hook=_no_extension,
+        )
+    except _NOT_MSGPACK as error:
         raise FrameError("bad_header", f"not msgpack: {type(error).__name__}: {error}") from None
     if not isinstance(fields, tuple) or not fields:
         raise FrameError("bad_header", f"expected an array, got {type(fields).__name__}")
-    if fields[0] != VERSION:
-        raise FrameError("bad_version", f"{fields[0]!r:.40}; this side speaks {VERSION}")
+    _check_version(fields[0])
     if len(fields) not in (8, 10):
         raise FrameError("bad_header", f"expected 8 or 10 fields, got {len(fields)}")
     _, stream, seq, experiment, run, site, count, codec, *rest = fields
@@ -178,7 +199,7 @@ def decode_header(frame: bytes) -> Header:
         ("offset", offset, 0, 2**63 - 1),
     ):
         if type(number) is not int or not low <= number <= high:
-            raise FrameError("bad_header", f"{name} is {number!r:.40}, not {low} to {high}")
+            raise FrameError("bad_header", f"{name} is {reprlib.repr(number)}, not {low} to {high}")
     if not isinstance(epoch, bytes) or len(epoch) not in (0, 16):
         raise FrameError("bad_header", "the epoch is no UUID of 16 bytes")
     try:
@@ -221,8 +242,19 @@ def decode_body(data_type: str, header: Header, frame: bytes) -> list[Record]:
     if header.codec == CODEC_ZSTD:
         frame = _expand(frame)
     try:
-        columns = msgpack.unpackb(frame, use_list=True, strict_map_key=False)
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        _check_whole(frame)
+        columns = msgpack.unpackb(
+            frame,
+            strict_map_key=False,
+            max_str_len=len(frame),
+            max_bin_len=len(frame),
+            max_array_len=len(frame),
+            max_map_len=len(frame),
+            max_ext_len=0,
+            ext_hook=_no_extension,
+            **_count_containers(frame),
+        )
+    except _NOT_MSGPACK as error:
         raise FrameError("bad_body", f"not msgpack: {type(error).__name__}: {error}") from None
     if not isinstance(columns, list) or len(columns) != 5:
         raise FrameError("bad_body", "expected an array of 5 columns")
@@ -233,19 +265,27 @@ def decode_body(data_type: str, header: Header, frame: bytes) -> list[Record]:
         raise FrameError("bad_body", f"the columns are not {header.count} long, as the header says")
     # Whole columns at a time: this is on the way of every record to every adapter.
     try:
-        if not set(map(type, keys)) <= {str}:
-            raise TypeError("a key is no string")
-        if not set(map(type, steps)) <= {int, NoneType}:
+        if not set(map(type, keys)) <= {str} or len(keys) > header.count:
+            raise TypeError("a key is no string, or is never used")
+        check_keys(keys)
+        found = set(map(type, steps))
+        if not found <= {int, NoneType}:
             raise TypeError("a step is no integer")
+        whole = filter(None, steps) if NoneType in found else steps
+        if max(whole, default=0) > MAX_INT:
+            raise TypeError("a step is beyond 64 bits")
         if not set(map(type, times)) <= {float}:
             raise TypeError("a time is no float")
         if set(map(type, index)) != {int} or min(index) < 0:
             raise IndexError("a key index is no unsigned integer")
-        check_values(data_type, values)
-        named = [keys[i] for i in index]
-    except (TypeError, IndexError) as error:
+        named = list(map(keys.__getitem__, index))
+        check_values(data_type, values, named)
+    except (TypeError, ValueError, IndexError) as error:
         raise FrameError("bad_body", str(error)) from None
-    return list(map(Record._make, zip(named, values, steps, times, strict=True)))
+    # Record._make does the same, with a call in Python for each.
+    rows = zip(named, values, steps, times, strict=True)
+    records: list[Record] = list(map(tuple.__new__, repeat(Record), rows))
+    return records
 
 
 def _expand(frame: bytes) -> bytes:
@@ -255,10 +295,16 @@ def _expand(frame: bytes) -> bytes:
         raise FrameError("missing_codec", "the body is zstd: pip install zstandard") from None
     try:
         # The size is announced in the zstd frame: an honest one is refused before it is
-        # expanded, and a false one does not get past max_output_size.
-        if not 0 <= zstandard.frame_content_size(frame) <= MAX_BODY:
+        # expanded, and a false one does not get past what it announced.
+        announced = zstandard.get_frame_parameters(frame)
+        if announced.content_size > MAX_BODY:  # as which "unknown" is told too
             raise FrameError("bad_body", f"expands to more than {MAX_BODY} bytes, or does not say")
-        expanded: bytes = zstandard.ZstdDecompressor().decompress(frame, max_output_size=MAX_BODY)
+        if announced.window_size > MAX_BODY or announced.dict_id:
+            raise FrameError("bad_body", "zstd with a dictionary, or with too large a window")
+        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_BODY)
+        expanded: bytes = decompressor.decompress(
+            frame, max_output_size=MAX_BODY, allow_extra_data=False
+        )
     except zstandard.ZstdError as error:
         raise FrameError("bad_body", f"not zstd: {error}") from None
     return expanded
@@ -284,11 +330,78 @@ def decode_control(frame: bytes) -> dict[str, Any]:
     if len(frame) > MAX_CONTROL:
         raise FrameError("bad_control", f"{len(frame)} bytes; at most {MAX_CONTROL}")
     try:
-        message = msgpack.unpackb(frame)
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        _check_whole(frame)
+        message = msgpack.unpackb(
+            frame,
+            max_str_len=MAX_CONTROL,
+            max_bin_len=MAX_CONTROL,
+            max_array_len=min(MAX_ITEMS, len(frame)),
+            max_map_len=min(MAX_ITEMS, len(frame)),
+            max_ext_len=0,
+            ext_hook=_no_extension,
+        )
+    except _NOT_MSGPACK as error:
         raise FrameError("bad_control", f"not msgpack: {type(error).__name__}: {error}") from None
     if not isinstance(message, dict) or not isinstance(message.get("op"), str):
         raise FrameError("bad_control", "expected a map with the string 'op'")
-    if message.get("v") != VERSION:
-        raise FrameError("bad_version", f"{message.get('v')!r:.40}; this side speaks {VERSION}")
+    _check_version(message.get("v"))
+    try:
+        if not set(map(type, message)) <= {str}:
+            raise TypeError("a field's name is no string")
+        check_carried(list(message.values()), greatest=MAX_INT)
+    except TypeError as error:
+        raise FrameError("bad_control", str(error)) from None
     return message
+
+
+# --- msgpack -----------------------------------------------------------------------------
+
+#: What unpacking raises.
+_NOT_MSGPACK = (ValueError, TypeError, RecursionError, msgpack.UnpackException)
+#: A frame up to so many bytes cannot ask for much memory, whatever it says.
+_SMALL = 4096
+
+
+def _check_version(version: object) -> None:
+    if type(version) is not int or version != VERSION:
+        raise FrameError("bad_version", f"{reprlib.repr(version)}; this side speaks {VERSION}")
+
+
+def _check_whole(frame: bytes) -> None:
+    """Walk over what is packed, so that arrays are as long as they say before there are any.
+
+    The memory for an array is taken at its beginning: 8 bytes for each item that is announced,
+    of which there may be none. A thousand such arrays, one in another, need not be long.
+
+    Raises:
+        one of ``_NOT_MSGPACK``.
+    """
+    if len(frame) > _SMALL:
+        unpacker = msgpack.Unpacker(
+            max_buffer_size=len(frame),
+            strict_map_key=False,
+            max_array_len=len(frame),
+            max_map_len=len(frame),
+        )
+        unpacker.feed(frame)
+        unpacker.skip()
+
+
+def _count_containers(frame: bytes) -> dict[str, Callable[[Any], Any]]:
+    """Hooks that refuse too many lists and dicts; none where the frame has no room for them."""
+    if len(frame) <= MAX_CONTAINERS:
+        return {}
+    left = MAX_CONTAINERS + 6  # the array of columns, and they
+
+    def count(container: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"more than {MAX_CONTAINERS} lists and dicts")
+        return container
+
+    return {"list_hook": count, "object_hook": count}
+
+
+def _no_extension(code: int, data: bytes) -> Any:
+    raise ValueError(f"an extension type ({code}); none is carried")

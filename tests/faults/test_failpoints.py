@@ -104,7 +104,8 @@ def chain(owner: str, points: Sequence[str], turn: int) -> list[str]:
     for point in points:
         name, when, n = point.split(":")
         if turn and int(n) > 1:
-            n = str(chance.randint(1, 3 * int(n)))
+            most = int(n) if name == "control.subscribe" else 3 * int(n)  # once for each adapter
+            n = str(chance.randint(1, most))
         found.append(f"{owner}/{name}:{when}:{n}")
     return found
 

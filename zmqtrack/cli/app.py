@@ -8,14 +8,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from .. import __version__
+from .. import __version__, keys
 from ..control import DEFAULT_ADDRESS, ControlClient, check_address
-from ..errors import ControlError, ZMQTrackError
+from ..errors import ControlError, KeyFileError, ZMQTrackError
 from . import show, spools
+from .doctor import examine
+from .keyring import keys_app
 
 __all__ = ["app"]
 
@@ -27,11 +29,24 @@ app = typer.Typer(
 )
 spool_app = typer.Typer(help="Records that wait on this machine for the daemon.")
 app.add_typer(spool_app, name="spool", no_args_is_help=True)
+app.add_typer(keys_app, name="keys", no_args_is_help=True)
 dlq_app = typer.Typer(help="Dead letters: records that a tracker refused for good.")
 app.add_typer(dlq_app, name="dlq", no_args_is_help=True)
 
 Address = Annotated[
-    str, typer.Option("--address", "-a", envvar="ZMQTRACK_ADDRESS", help="The daemon's control.")
+    str | None,
+    typer.Option(
+        "--address",
+        "-a",
+        envvar="ZMQTRACK_ADDRESS",
+        help=f"The daemon's control. Default: the key's, else {DEFAULT_ADDRESS}.",
+    ),
+]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key", "-k", envvar="ZMQTRACK_KEY", help="A key file, where the daemon asks for one."
+    ),
 ]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait at most.")]
@@ -43,11 +58,13 @@ Ids = Annotated[list[int], typer.Argument(help="Numbers that `dlq list` shows.")
 
 
 @contextmanager
-def _daemon(address: str) -> Iterator[ControlClient]:
+def _daemon(address: str | None, key_file: Path | None) -> Iterator[ControlClient]:
     """A client; what goes wrong is said in a line, with exit code 1."""
     try:
-        client = ControlClient(check_address(address))
-    except ValueError as error:
+        key = keys.load(key_file) if key_file else None
+        address = check_address(address or (key.address if key else DEFAULT_ADDRESS))
+        client = ControlClient(address, key)
+    except (ValueError, KeyFileError) as error:
         _fail(str(error), code=2)
     try:
         yield client
@@ -57,7 +74,7 @@ def _daemon(address: str) -> Iterator[ControlClient]:
         client.close()
 
 
-def _fail(message: str, code: int = 1) -> None:
+def _fail(message: str, code: int = 1) -> NoReturn:
     typer.echo(message, err=True)
     raise typer.Exit(code)
 
@@ -95,12 +112,12 @@ def check(
 
 
 @app.command()
-def status(address: Address = DEFAULT_ADDRESS, as_json: AsJSON = False) -> None:
+def status(address: Address = None, key: KeyFile = None, as_json: AsJSON = False) -> None:
     """Show sites, journal, adapters and every loss counter, on one screen.
 
     Example:  zmqtrack status --json | jq .adapters
     """
-    with _daemon(address) as client:
+    with _daemon(address, key) as client:
         facts = client.request("status")
     for name in ("id", "op", "v", "frames"):
         facts.pop(name)
@@ -111,14 +128,36 @@ def status(address: Address = DEFAULT_ADDRESS, as_json: AsJSON = False) -> None:
 
 
 @app.command()
-def drain(address: Address = DEFAULT_ADDRESS, timeout: Timeout = 60.0) -> None:
+def drain(address: Address = None, key: KeyFile = None, timeout: Timeout = 60.0) -> None:
     """Wait until every adapter has delivered all that is journalled now.
 
     Exit code 1 if it takes longer than the time-out.
     """
-    with _daemon(address) as client:
+    with _daemon(address, key) as client:
         facts = client.request("drain", timeout=timeout)
         typer.echo(f"drained: every adapter has delivered all up to offset {facts['head']}")
+
+
+@app.command()
+def doctor(
+    address: Address = None,
+    key: KeyFile = None,
+    timeout: Timeout = 5.0,
+    as_json: AsJSON = False,
+) -> None:
+    """Say where the way from here to the trackers ends, and what to do. Exit code 1 if it does.
+
+    Example:  ZMQTRACK_KEY=site-1.key zmqtrack doctor
+    """
+    findings = []
+    for finding in examine(address, key, timeout):
+        findings.append(finding)
+        if not as_json:
+            show.finding(finding)
+    if as_json:
+        _print_json([finding._asdict() for finding in findings])
+    if any(finding.code for finding in findings):
+        raise typer.Exit(1)
 
 
 @spool_app.command("list")
@@ -139,10 +178,11 @@ def spool_send(
         str | None,
         typer.Option("--address", "-a", help="Send there, not to where the writer would have."),
     ] = None,
+    key: KeyFile = None,
 ) -> None:
     """Deliver what processes that have ended left behind on this machine."""
     try:
-        sent, left = spools.send(directory, timeout, address)
+        sent, left = spools.send(directory, timeout, address, keys.load(key) if key else None)
     except (ZMQTrackError, ValueError) as error:
         _fail(str(error))
     typer.echo(f"{sent} records delivered, {left} left")
@@ -152,12 +192,13 @@ def spool_send(
 
 @dlq_app.command("list")
 def dlq_list(
-    address: Address = DEFAULT_ADDRESS,
+    address: Address = None,
+    key: KeyFile = None,
     adapter: Annotated[str | None, typer.Option(help="Only those of this adapter.")] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Show what trackers refused for good, and why."""
-    with _daemon(address) as client:
+    with _daemon(address, key) as client:
         facts = client.request("dlq", name=adapter)
     if as_json:
         _print_json(facts["letters"])
@@ -166,10 +207,10 @@ def dlq_list(
 
 
 @dlq_app.command("show")
-def dlq_show(ids: Ids, address: Address = DEFAULT_ADDRESS) -> None:
+def dlq_show(ids: Ids, address: Address = None, key: KeyFile = None) -> None:
     """Print dead letters whole, as JSON."""
     found, left = [], sorted(ids)
-    with _daemon(address) as client:
+    with _daemon(address, key) as client:
         while left:  # a page at a time
             answer = client.request("dlq_fetch", ids=left)
             found += show.letters(answer["letters"], answer["frames"])
@@ -180,18 +221,18 @@ def dlq_show(ids: Ids, address: Address = DEFAULT_ADDRESS) -> None:
 
 
 @dlq_app.command("retry")
-def dlq_retry(ids: Ids, address: Address = DEFAULT_ADDRESS) -> None:
+def dlq_retry(ids: Ids, address: Address = None, key: KeyFile = None) -> None:
     """Have the adapters try dead letters again, say after the tracker was put right."""
-    with _daemon(address) as client:
+    with _daemon(address, key) as client:
         n = client.request("dlq_retry", ids=ids)["n"]
     typer.echo(f"{n} dead letters will be tried again")
     _check_found(ids, n)
 
 
 @dlq_app.command("drop")
-def dlq_drop(ids: Ids, address: Address = DEFAULT_ADDRESS) -> None:
+def dlq_drop(ids: Ids, address: Address = None, key: KeyFile = None) -> None:
     """Give dead letters up for good; they are counted as lost."""
-    with _daemon(address) as client:
+    with _daemon(address, key) as client:
         n = client.request("dlq_drop", ids=ids)["n"]
     typer.echo(f"{n} dead letters dropped")
     _check_found(ids, n)

@@ -11,7 +11,7 @@ from rich.text import Text
 from .. import wire
 from ..errors import FrameError
 
-__all__ = ["dead_letters", "letters", "spools", "status"]
+__all__ = ["clients", "dead_letters", "finding", "letters", "spools", "status"]
 
 #: Names and reasons come from anywhere: what looks like markup in them is none.
 console = Console(highlight=False, markup=False)
@@ -27,6 +27,10 @@ def status(facts: dict[str, Any]) -> None:
         f"{_age(now - facts['daemon']['started'])}; journal: offset {journal['head']}, "
         f"{journal['batches']} batches, {_bytes(journal['bytes'])}"
     )
+    if facts["daemon"]["insecure"]:
+        console.print("insecure: anybody who reaches it can log as any site", style="bold red")
+    elif facts["daemon"]["keys"] is not None:
+        console.print(f"keys: {facts['daemon']['keys']} may come in")
     table = Table("site", "experiment", "run", "records", "last seen", box=None)
     rows: dict[tuple[str, str, str], list[float]] = {}
     for stream in facts["streams"]:
@@ -87,6 +91,32 @@ def spools(found: list[dict[str, Any]]) -> None:
     for spool in found:
         if spool["state"] != "waiting":
             console.print(spool["detail"], soft_wrap=True)
+
+
+def finding(found: Any) -> None:
+    """One step of ``doctor``, as it is found."""
+    mark = Text("FAIL" if found.code else "  ok", style="bold red" if found.code else "green")
+    console.print(mark, f"{found.step}: {found.detail}")
+    if found.advice:
+        console.print(f"     {found.advice}.")
+
+
+def clients(found: list[dict[str, Any]], now: float) -> None:
+    """Who may come in."""
+    table = Table("name", "roles", "sees", "keys", box=None)
+    for facts in found:
+        sees = ""
+        if "subscriber" in facts["roles"]:
+            topics = ", ".join(facts["topics"] or ["all types"])
+            sees = f"{topics} of {', '.join(facts['sites'] or ['all sites'])}"
+        ages = [
+            f"revoked {_age(now - key['revoked'])} ago"
+            if "revoked" in key
+            else f"made {_age(now - key['created'])} ago"
+            for key in facts["keys"]
+        ]
+        table.add_row(facts["name"], ", ".join(facts["roles"]), sees, "; ".join(ages))
+    console.print(table)
 
 
 def dead_letters(letters: list[dict[str, Any]], total: int) -> None:

@@ -10,6 +10,7 @@ import zmq
 
 from ..control import check_address
 from ..errors import SpoolError
+from ..keys import Key
 from ..link import Link
 from ..spool import Spool, default_directory, orphans
 
@@ -38,7 +39,9 @@ def find(directory: Path | None) -> list[dict[str, Any]]:
     return found
 
 
-def send(directory: Path | None, timeout: float, address: str | None) -> tuple[int, int]:
+def send(
+    directory: Path | None, timeout: float, address: str | None, key: Key | None = None
+) -> tuple[int, int]:
     """Deliver what can be opened; returns (records delivered, records left)."""
     if address is not None:
         check_address(address)
@@ -51,15 +54,17 @@ def send(directory: Path | None, timeout: float, address: str | None) -> tuple[i
         if not spool.pending():  # all is delivered, or its writer died before it began
             spool.close()
             continue
-        links.append(Link(spool, address or spool.address))
+        if key and spool.run.site != key.name:
+            spool.close()  # it takes that site's key
+            continue
+        links.append(Link(spool, address or spool.address, key))
     waiting = sum(link.spool.pending() for link in links)
     deadline = time.monotonic() + timeout
-    poller = zmq.Poller()
-    for link in links:
-        poller.register(link.control, zmq.POLLIN)
     while not all(link.done for link in links) and time.monotonic() < deadline:
+        poller = zmq.Poller()
         for link in links:
             link.pump()
+            poller.register(link.control, zmq.POLLIN)
         poller.poll(50)
     left = sum(link.spool.pending() for link in links)
     for link in links:

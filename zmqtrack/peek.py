@@ -1,0 +1,94 @@
+"""What the daemon may look at in a body without decoding it: key names, and sizes of values.
+
+msgpack is walked over, nothing of it becomes an object but what is asked for.
+"""
+
+from __future__ import annotations
+
+import msgpack
+
+from . import wire
+from .errors import FrameError
+
+__all__ = ["keys", "sizes"]
+
+#: So many bytes of a body are looked at in search of the keys, which stand first; then more.
+STEPS = (4 << 10, 64 << 10, wire.MAX_BODY)
+
+
+def keys(codec: int, body: bytes) -> list[str]:
+    """The distinct keys in a body.
+
+    Raises:
+        FrameError: ``bad_body``.
+    """
+    try:
+        for size in STEPS:
+            unpacker = _unpacker()
+            unpacker.feed(_start(codec, body, size))
+            try:
+                _begin(unpacker)
+                found = unpacker.unpack()
+            except msgpack.OutOfData:
+                continue
+            if not isinstance(found, list) or not all(isinstance(key, str) for key in found):
+                raise FrameError("bad_body", "the keys are no array of strings")
+            return found
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise FrameError("bad_body", f"not msgpack: {type(error).__name__}: {error}") from None
+    raise FrameError("bad_body", "the keys are cut off")
+
+
+def sizes(data_type: str, codec: int, body: bytes) -> list[int]:
+    """Of each value the bytes that it takes; of a piece of a file, those of the whole file.
+
+    Raises:
+        FrameError: ``bad_body``.
+    """
+    unpacker = _unpacker()
+    found = []
+    try:
+        unpacker.feed(_start(codec, body, wire.MAX_BODY))
+        _begin(unpacker)
+        for _ in range(4):
+            unpacker.skip()
+        for _ in range(unpacker.read_array_header()):
+            before = unpacker.tell()
+            if data_type == "artifact":
+                if unpacker.read_array_header() != 3:
+                    raise FrameError("bad_body", "an artifact piece is not [offset, size, bytes]")
+                unpacker.skip()
+                size = unpacker.unpack()
+                unpacker.skip()
+            else:
+                unpacker.skip()
+                size = unpacker.tell() - before
+            if type(size) is not int:
+                raise FrameError("bad_body", "the size of a file is no number")
+            found.append(size)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise FrameError("bad_body", f"not msgpack: {type(error).__name__}: {error}") from None
+    return found
+
+
+def _begin(unpacker: msgpack.Unpacker) -> None:
+    if unpacker.read_array_header() != 5:
+        raise FrameError("bad_body", "expected an array of 5 columns")
+
+
+def _unpacker() -> msgpack.Unpacker:
+    return msgpack.Unpacker(max_buffer_size=wire.MAX_BODY + 1, max_array_len=wire.MAX_RECORDS)
+
+
+def _start(codec: int, body: bytes, size: int) -> bytes | memoryview:
+    """The first ``size`` bytes of a body, expanded if it is compressed."""
+    if codec == wire.CODEC_PLAIN:
+        return memoryview(body)[:size]
+    try:
+        import zstandard
+    except ImportError:
+        raise FrameError("missing_codec", "the body is zstd: pip install zstandard") from None
+    try:
+        return zstandard.ZstdDecompressor().stream_reader(body).read(size)
+    except zstandard.ZstdError as error:
+        raise FrameError("bad_body", f"not zstd: {error}") from None
