@@ -77,15 +77,16 @@ class Fuse:
             point = self._armed
             if point is None:
                 return
+            if point.victim:  # first, so that who sees the marker does not meet it alive
+                pid = self._pid_of(point.victim)
+                os.killpg(int(pid.read_text()), signal.SIGKILL)
+                pid.resolve().unlink()
             try:
                 os.close(os.open(self._folder / point.marker, os.O_CREAT | os.O_EXCL, 0o600))
             except FileExistsError:
                 self.arm()
                 return  # an older process of this owner was here first
             if point.victim:
-                pid = self._pid_of(point.victim)
-                os.killpg(int(pid.read_text()), signal.SIGKILL)
-                pid.resolve().unlink()
                 self.arm()
             else:
                 os.kill(os.getpid(), signal.SIGKILL)
