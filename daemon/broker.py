@@ -58,8 +58,10 @@ DOMAINS: dict[int, str] = {zmq.PULL: "ingest", zmq.XPUB: "publish", zmq.ROUTER: 
 REBIND = 5.0
 #: A connection that has not said who it is in so long (ms) is ended.
 HANDSHAKE_MS = 10_000
-#: A writer that is over its rate is told to wait, at most so often (seconds).
+#: A writer is told to wait at most so often (seconds).
 SLOW_AGAIN = 0.25
+#: And waits so long (seconds) while there is no room.
+HOLD = 1.0
 #: A refusal is logged once and then at most so often (seconds), with the count since.
 LOG_INTERVAL = 10.0
 
@@ -163,17 +165,12 @@ class Broker:
                 config.max_bytes,
             )
         self._full = full
-        self._listen()
-
-    def _listen(self) -> None:
-        """Poll ingest only while what comes in can be kept: else it stays with the writers."""
-        if self._accepting:
-            self._poller.modify(self._pull, 0 if self.holding else zmq.POLLIN)
 
     @property
     def holding(self) -> bool:
-        """There is no room for what comes in."""
-        return self._full or time.monotonic() < self._paused_until
+        """There is no room for what comes in: writers are told to wait, and keep it."""
+        full = self._full or self.journal.bytes >= self.config.max_bytes
+        return full or time.monotonic() < self._paused_until
 
     def stop_accepting(self) -> None:
         """Take in what has arrived, commit it, and accept no more: writers keep the rest."""
@@ -201,7 +198,7 @@ class Broker:
     def _ingest(self) -> None:
         """Take what has come in, up to one commit's worth."""
         for _ in range(COMMIT_BATCHES):
-            if self._pending >= COMMIT_BATCHES or self.journal.bytes >= self.config.max_bytes:
+            if self._pending >= COMMIT_BATCHES:
                 return
             try:
                 frames, client = self._receive(self._pull)
@@ -243,7 +240,12 @@ class Broker:
         known = self.journal.stream(header.stream)
         last = known.seq if known else 0
         self._check_owner(client, header.stream, header.run, known)
-        if wait := self.limits.wait(header.run.site, len(frames[2])):
+        if self.holding:
+            # Taken off the socket and dropped: there it would wait in our memory.
+            self._slow_down(header, HOLD)
+        elif wait := self.limits.wait(header.run.site, len(frames[2])):
+            self.audit.write("limit", header.run.site, "rate")
+            self._refuse("over_rate", f"site {header.run.site} is told to wait")
             self._slow_down(header, wait)
         elif data_type == "lost":
             self._account(header, last, frames[2])
@@ -303,15 +305,13 @@ class Broker:
         raise FrameError(reason, detail)
 
     def _slow_down(self, header: Header, wait: float) -> None:
-        """Over its rate: its records stay with the writer for so long."""
+        """It is not taken: its records stay with the writer, for so long at least."""
         now = time.monotonic()
         if now - self._slowed.get(header.stream, -SLOW_AGAIN) < SLOW_AGAIN:
             return
         if len(self._slowed) > 10_000:
             self._slowed.clear()
         self._slowed[header.stream] = now
-        self.audit.write("limit", header.run.site, "rate")
-        self._refuse("over_rate", f"site {header.run.site} is told to wait")
         if route := self._routes.get(header.stream):
             message = wire.encode_control("slow", stream=header.stream, wait=wait)
             self._router.send_multipart([route, message])
@@ -429,7 +429,6 @@ class Broker:
             raise error  # a failed write or fsync: what the disk holds is unknown
         self._refuse("disk_full", f"{self.journal.path}: {error}; writers keep their records")
         self._paused_until = time.monotonic() + DISK_PAUSE
-        self._listen()
 
     def _acknowledge(self) -> None:
         """Once for each stream, cumulatively, to its own writer."""

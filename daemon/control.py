@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zmqtrack import __version__, wire
 from zmqtrack.errors import ControlError, FrameError
 from zmqtrack.keyring import Client
-from zmqtrack.records import RunKey, check_name, check_type
+from zmqtrack.records import MAX_INT, RunKey, check_name, check_type
 
 from .auth import ADAPTERS
 from .journal import Cursor, DeadLetter
@@ -78,7 +79,7 @@ class Control:
             handler(identity, request)
         except ControlError as error:
             self._refuse(identity, request, error.reason, str(error))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise FrameError("bad_control", f"{request['op']:.60}: {error!r:.200}") from None
 
     def _check_role(self, request: dict[str, Any], role: str) -> None:
@@ -107,7 +108,7 @@ class Control:
         stream = request.get("stream")
         if stream is not None:
             seq = self._greet_writer(identity, stream, request)
-            common = min(seq, int(request["last"]))
+            common = min(seq, _number(request["last"]))
             check = [common, self._journal.check(stream, common)]
         self._answer(
             identity,
@@ -146,7 +147,7 @@ class Control:
             raise ControlError("busy", "the daemon has no room; records are kept here until then")
         self._broker.set_route(stream, identity)
         known = self._journal.stream(stream)
-        seq, acked = known.seq if known else 0, int(request.get("acked", 0))
+        seq, acked = known.seq if known else 0, _number(request.get("acked", 0))
         if acked > seq:
             # Another journal had acknowledged these: the writer no longer has them.
             self._journal.adopt(stream, acked, (experiment, run, site), time.time())
@@ -159,6 +160,7 @@ class Control:
     def _subscribe(self, identity: bytes, request: dict[str, Any]) -> None:
         """An adapter introduces itself: its cursor, under a session that outdates older ones."""
         name = _cursor_name(request)
+        types = _types(request)
         self._check_grant(request)
         cursor = self._journal.cursor(name)
         if cursor is None:
@@ -168,7 +170,7 @@ class Control:
         self._journal.set_cursor(name, cursor)
         self._adapters[name] = {
             "type": str(request.get("type", ""))[:200],
-            "types": request.get("types"),
+            "types": types,
             "state": "starting",
             "detail": "",
             "seen": time.time(),
@@ -203,14 +205,12 @@ class Control:
 
     def _replay(self, identity: bytes, request: dict[str, Any]) -> None:
         """A page of the journal: what follows ``after``, of the wanted data types."""
-        types = request.get("types")
-        if types is not None:
-            types = [check_type(name) for name in types]
-        max_bytes = min(int(request.get("max_bytes", PAGE_BYTES)), PAGE_BYTES)
+        types = _types(request)
+        max_bytes = min(_number(request.get("max_bytes", PAGE_BYTES)), PAGE_BYTES)
         client: Client = request["client"]
         if client.topics is not None:
             types = [name for name in types or client.topics if name in client.topics]
-        page, upto = self._journal.read(int(request["after"]), types, max_bytes, client.sites)
+        page, upto = self._journal.read(_number(request["after"]), types, max_bytes, client.sites)
         self._answer(
             identity,
             request,
@@ -227,9 +227,18 @@ class Control:
         cursor = self._current(name, request["session"])
         self._check_room(request)
         now = time.time()
-        counters = {str(k): int(v) for k, v in request["counters"].items()}
+        # All of it is read before any of it is kept: a cursor never moves without its letters.
+        counters = {str(k): _number(v, -MAX_INT) for k, v in dict(request["counters"]).items()}
         note, *letters = request["frames"]
-        offset = int(request["offset"])
+        offset = _number(request["offset"])
+        retried = [_number(ident) for ident in request.get("retried") or ()]
+        dead = [
+            (check_type(data_type), _number(place), *parts)
+            for (data_type, place), *parts in zip(
+                request["dead"], letters[::3], letters[1::3], letters[2::3], strict=True
+            )
+        ]
+        _check_letters(dead)
         if not cursor.offset <= offset <= self._journal.head:
             raise ControlError(
                 "bad_offset", f"{offset} is not from {cursor.offset} to {self._journal.head}"
@@ -237,14 +246,11 @@ class Control:
         new = cursor._replace(offset=offset, note=note, counters=counters, time=now)
         self._journal.set_cursor(name, new)
         # The same commit may come again, when our answer was late: none of it counts twice.
-        if retried := request.get("retried"):
-            self._journal.unbury([int(ident) for ident in retried], name)
-        dead = request["dead"]
-        for (data_type, place), reason, header, body in zip(
-            dead, letters[::3], letters[1::3], letters[2::3], strict=True
-        ):
-            reason = reason.decode(errors="replace")
-            self._journal.bury(name, data_type, header, body, reason, now, int(place))
+        if retried:
+            self._journal.unbury(retried, name)
+        for data_type, place, reason, header, body in dead:
+            text = reason.decode(errors="replace")
+            self._journal.bury(name, data_type, header, body, text, now, place)
         self._note_state(name, request)
         self._answer(
             identity,
@@ -361,6 +367,8 @@ class Control:
     def _dlq(self, identity: bytes, request: dict[str, Any]) -> None:
         """Which dead letters there are, without their content; at most 1000."""
         name = request.get("name")
+        if name is not None:
+            check_name("name", name)
         facts = []
         for letter in self._journal.dead_letters(adapter=name, brief=True):
             header = wire.decode_header(letter.header)
@@ -456,4 +464,25 @@ def _cursor_name(request: dict[str, Any]) -> str:
 def _ids(request: dict[str, Any]) -> list[int]:
     if len(request["ids"]) > 1000:
         raise ControlError("too_many", "at most 1000 dead letters at a time")
-    return [int(ident) for ident in request["ids"]]
+    return [_number(ident) for ident in request["ids"]]
+
+
+def _number(value: object, least: int = 0) -> int:
+    """An integer that a database takes; what comes from outside may be anything."""
+    if type(value) is not int or not least <= value <= MAX_INT:
+        raise ValueError(f"{reprlib.repr(value)} is not an integer from {least} to {MAX_INT}")
+    return value
+
+
+def _check_letters(letters: list[tuple[Any, ...]]) -> None:
+    """What is kept must be told of later: `dlq` decodes the header of each."""
+    for _, _, _, header, _ in letters:
+        try:
+            wire.decode_header(header)
+        except FrameError as error:
+            raise ValueError(str(error)) from None
+
+
+def _types(request: dict[str, Any]) -> list[str] | None:
+    types = request.get("types")
+    return None if types is None else [check_type(name) for name in types]

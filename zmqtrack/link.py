@@ -51,6 +51,7 @@ class Link:
         self._due = 0.0  # when to greet the daemon (anew)
         self._window_bytes = WINDOW_BYTES  # the daemon may allow less
         self._slow_until = 0.0  # it asked us to wait so long
+        self._probing = False  # and then to try with one batch
         #: Largest values that the daemon takes, by data type.
         self.sizes: dict[str, int] = {}
         #: Records that the daemon refused for good, by reason.
@@ -149,6 +150,7 @@ class Link:
         wait = min(max(0.0, float(message["wait"])), SLOW_MAX)
         self._slow_until = time.monotonic() + wait
         self._due = max(self._due, self._slow_until + self._patience)
+        self._probing = True
         self._go_back()
 
     def _on_reject(self, message: dict[str, Any]) -> None:
@@ -196,7 +198,7 @@ class Link:
         if time.monotonic() < self._slow_until:
             return
         in_flight = sum(size for _, size in self._window)
-        while len(self._window) < WINDOW_BATCHES:
+        while len(self._window) < (1 if self._probing else WINDOW_BATCHES):
             if not self._next:
                 sent = self._window[-1][0] if self._window else self.spool.acked
                 self._next = self.spool.after(sent, limit=32)
@@ -224,6 +226,7 @@ class Link:
             self.spool.acknowledge(seq)
             self._window = [entry for entry in self._window if entry[0] > seq]
             self._patience = PATIENCE
+            self._probing = False
             self._due = time.monotonic() + self._patience
 
     def _go_back(self) -> None:

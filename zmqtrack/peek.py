@@ -9,6 +9,7 @@ import msgpack
 
 from . import wire
 from .errors import FrameError
+from .records import MAX_KEY
 
 __all__ = ["keys", "sizes"]
 
@@ -28,11 +29,16 @@ def keys(codec: int, body: bytes) -> list[str]:
             unpacker.feed(_start(codec, body, size))
             try:
                 _begin(unpacker)
-                found = unpacker.unpack()
+                # One by one: of nested arrays, nothing is made.
+                found = []
+                for _ in range(unpacker.read_array_header()):
+                    before = unpacker.tell()
+                    key = unpacker.unpack()
+                    if not isinstance(key, str) or unpacker.tell() - before > MAX_KEY + 8:
+                        raise FrameError("bad_body", "a key is no string, or too long")
+                    found.append(key)
             except msgpack.OutOfData:
                 continue
-            if not isinstance(found, list) or not all(isinstance(key, str) for key in found):
-                raise FrameError("bad_body", "the keys are no array of strings")
             return found
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise FrameError("bad_body", f"not msgpack: {type(error).__name__}: {error}") from None
@@ -77,7 +83,11 @@ def _begin(unpacker: msgpack.Unpacker) -> None:
 
 
 def _unpacker() -> msgpack.Unpacker:
-    return msgpack.Unpacker(max_buffer_size=wire.MAX_BODY + 1, max_array_len=wire.MAX_RECORDS)
+    return msgpack.Unpacker(
+        max_buffer_size=wire.MAX_BODY + 1,
+        max_array_len=wire.MAX_RECORDS,
+        max_map_len=0,
+    )
 
 
 def _start(codec: int, body: bytes, size: int) -> bytes | memoryview:
@@ -89,6 +99,7 @@ def _start(codec: int, body: bytes, size: int) -> bytes | memoryview:
     except ImportError:
         raise FrameError("missing_codec", "the body is zstd: pip install zstandard") from None
     try:
-        return zstandard.ZstdDecompressor().stream_reader(body).read(size)
+        decompressor = zstandard.ZstdDecompressor(max_window_size=wire.MAX_BODY)
+        return decompressor.stream_reader(body).read(size)
     except zstandard.ZstdError as error:
         raise FrameError("bad_body", f"not zstd: {error}") from None
