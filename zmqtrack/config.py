@@ -84,9 +84,9 @@ class _Section(BaseModel):
 class LimitsConfig(_Section):
     """What one site may do. Beyond a rate it is told to wait, and keeps its records until then."""
 
-    batches_per_second: int = Field(2_000, gt=0, description="Batches, on the average of a second.")
+    batches_per_second: int = Field(10_000, gt=0, description="Batches, on the average of a second.")
     bytes_per_second: Size = Field(200_000_000, gt=0, description="Bytes, on the same.")
-    streams: int = Field(1_000, gt=0, description="Writers that are open at the same time.")
+    streams: int = Field(10_000, gt=0, description="Writers that are open at the same time.")
     runs: int = Field(10_000, gt=0, description="Runs that it may ever have had.")
     keys: int = Field(10_000, gt=0, description="Distinct keys of metrics in one run.")
     records: int = Field(10_000, gt=0, le=10_000, description="Records in one batch.")
