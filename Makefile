@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help venv demo test faults check format bench clean
+.PHONY: help venv demo test faults fuzz check format bench clean
 
 help:
 	@echo "make demo    federated training on three sites, one daemon, four trackers"
 	@echo "make test    the tests"
 	@echo "make faults  the fault tests in their long form"
+	@echo "make fuzz    the coverage-guided fuzzer (RUNS=10000000 inputs); \`make test\` replays its corpus"
 	@echo "make check   ruff, formatting, mypy strict, import layers"
 	@echo "make bench   cost of a logging call and end-to-end rate, beside other loggers"
 	@echo "make format  let ruff format and sort"
@@ -32,6 +33,14 @@ test: $(STAMP)
 faults: $(STAMP)
 	ZMQTRACK_FAULT_CYCLES=200 $(BIN)/python -m pytest tests/faults
 
+# Of the wire, then of the daemon's control messages. New inputs stay in fuzz-out.
+RUNS ?= 10000000
+fuzz: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
+	mkdir -p fuzz-out/wire fuzz-out/control
+	$(BIN)/python tests/fuzz/fuzz_wire.py wire fuzz-out/wire tests/fuzz/corpus/wire -max_len=1200 -runs=$(RUNS) -print_final_stats=1
+	$(BIN)/python tests/fuzz/fuzz_wire.py control fuzz-out/control tests/fuzz/corpus/control -max_len=600 -runs=$$(($(RUNS) / 20))
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,4 +55,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo-out bench-out zmqtrack-out zmqtrack-state build dist *.egg-info
+	rm -rf $(VENV) demo-out bench-out fuzz-out zmqtrack-out zmqtrack-state build dist *.egg-info
