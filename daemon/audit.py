@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import time
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,10 @@ REMEMBERED = 10_000
 
 
 class _Handler(RotatingFileHandler):
+    def _open(self) -> TextIOWrapper:
+        file = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        return os.fdopen(file, "a", encoding="utf-8", errors="backslashreplace")
+
     def handleError(self, record: logging.LogRecord) -> None:
         """A full disk, or no file to be had: what was to be noted is not worth the daemon."""
 
@@ -30,10 +37,8 @@ class Audit:
 
     def __init__(self, state_dir: Path) -> None:
         self._handler = _Handler(
-            state_dir / "audit.jsonl", maxBytes=BYTES, backupCount=KEPT, encoding="utf-8",
-            errors="backslashreplace",
+            state_dir / "audit.jsonl", maxBytes=BYTES, backupCount=KEPT
         )  # fmt: skip
-        (state_dir / "audit.jsonl").chmod(0o600)
         self._seen: dict[tuple[Any, ...], list[float]] = {}
 
     def write(self, event: str, name: str, reason: str, **facts: Any) -> None:
@@ -54,4 +59,5 @@ class Audit:
         self._handler.handle(logging.makeLogRecord({"msg": text, "name": "audit"}))
 
     def close(self) -> None:
-        self._handler.close()
+        with contextlib.suppress(OSError):
+            self._handler.close()
