@@ -170,7 +170,8 @@ class Host:
         self._sub = self._publish.socket
         for data_type in self._types if self._types is not None else [""]:
             self._sub.subscribe(wire.topic(data_type) if data_type else b"")
-        self._sub.subscribe(wire.topic("head"))
+        for own in ("head", "pulse"):  # the second is for those who may not see all
+            self._sub.subscribe(wire.topic(own))
 
     def _own_state(self, cursor: bytes) -> None:
         """The state folder lives and dies with the cursor: of a lost one nothing is in doubt."""
@@ -290,23 +291,27 @@ class Host:
             if not self._attempt(lambda: self._adapter.deliver(batches)):
                 return False
         except Refused as error:
-            if len(batches) > 1:
-                middle = len(batches) // 2
-                if not self._deliver_all(batches[:middle]):
-                    return False
-                if self._dead:  # so that one commit never carries those of many batches
-                    self._commit(batches[middle - 1].header.offset)
-                return self._deliver_all(batches[middle:])
-            (batch,) = batches
-            if len(batch) > 1:
-                middle = len(batch) // 2
-                halves = batch.part(0, middle), batch.part(middle, len(batch))
-                return all(self._deliver_all([half]) for half in halves)
-            self._bury_record(batch, str(error))
+            reason = str(error)
+        else:
+            self._context.counters["delivered"] = self._context.counters.get("delivered", 0) + sum(
+                len(batch) for batch in batches
+            )
             return True
-        self._context.counters["delivered"] = self._context.counters.get("delivered", 0) + sum(
-            len(batch) for batch in batches
-        )
+        # Not within the `except`: there every error of a half would have this one as its context,
+        # and an adapter that looks for the cause of an outage would find a refusal.
+        if len(batches) > 1:
+            middle = len(batches) // 2
+            if not self._deliver_all(batches[:middle]):
+                return False
+            if self._dead:  # so that one commit never carries those of many batches
+                self._commit(batches[middle - 1].header.offset)
+            return self._deliver_all(batches[middle:])
+        (batch,) = batches
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            halves = batch.part(0, middle), batch.part(middle, len(batch))
+            return all(self._deliver_all([half]) for half in halves)
+        self._bury_record(batch, reason)
         return True
 
     def _attempt(self, action: Any) -> bool:

@@ -32,6 +32,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -511,6 +512,7 @@ class MLflowAdapter(Adapter):
     @contextmanager
     def _translated(self) -> Iterator[None]:
         """MLflow's errors, the network's and the disk's as those that the host knows."""
+        outside = sys.exc_info()[1]  # what our caller is handling is no cause of ours
         try:
             yield
         except TrackerError:
@@ -518,15 +520,15 @@ class MLflowAdapter(Adapter):
         except Exception as error:
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 self._runs.clear()  # removed meanwhile: the next attempt makes it anew
-            known = _translate(error)
+            known = _translate(error, outside)
             if known is None:
                 raise
             raise known from None
 
 
-def _translate(error: Exception) -> TrackerError | None:
+def _translate(error: Exception, outside: BaseException | None = None) -> TrackerError | None:
     link: BaseException | None = error
-    while link is not None:  # MLflow wraps what _hand_over_retries raises
+    while link is not None and link is not outside:  # MLflow wraps what _hand_over_retries raises
         if isinstance(link, TrackerError):
             return link
         link = link.__cause__ or link.__context__

@@ -95,7 +95,7 @@ def serve(config: Config) -> int:
         broker.note_end,
         key=broker.adapters_key(),
     )
-    if config.daemon.insecure:
+    if config.daemon.insecure and config.daemon.keys is None:
         log.warning(
             "insecure: anybody who reaches %s can log as any site, and read and stop everything",
             address,

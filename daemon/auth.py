@@ -217,7 +217,8 @@ def grants(client: Client, wanted: bytes) -> list[bytes]:
         for kind in kinds
         for site in (client.sites if client.sites is not None else [None])
     ]
-    found = [wire.topic("pulse")] if wire.topic("head").startswith(wanted) else []
+    own = wire.topic("head"), wire.topic("pulse")
+    found = [own[1]] if any(topic.startswith(wanted) for topic in own) else []
     for topic in allowed:
         if topic.startswith(wanted):
             found.append(topic)

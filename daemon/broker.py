@@ -240,6 +240,8 @@ class Broker:
         known = self.journal.stream(header.stream)
         last = known.seq if known else 0
         self._check_owner(client, header.stream, header.run, known)
+        if known is None and not self._may_begin(header):
+            return
         if self.holding:
             # Taken off the socket and dropped: there it would wait in our memory.
             self._slow_down(header, HOLD)
@@ -271,10 +273,22 @@ class Broker:
             self._pending += 1
             self._mark_dirty()
 
+    def _may_begin(self, header: Header) -> bool:
+        """A stream that is new, and may not have been greeted: its site may have too many.
+
+        Nothing is kept of it then, and it is not acknowledged: a greeting will say why.
+        """
+        try:
+            self.limits.open_stream(header.stream, header.run)
+        except Exceeded as error:
+            self.audit.write("limit", header.run.site, error.reason, detail=str(error)[:300])
+            self._refuse(error.reason, str(error))
+            return False
+        return True
+
     def _excess(self, data_type: str, header: Header, body: bytes) -> Exceeded | None:
         """Why a batch is more than its site may send, if it is."""
         try:
-            self.limits.open_run(header.run)
             self.limits.check(data_type, header, body)
         except Exceeded as error:
             self.audit.write("limit", header.run.site, error.reason, detail=str(error)[:300])
@@ -359,6 +373,9 @@ class Broker:
             f"has two writers: was its machine or spool copied? Its seq {header.seq} is "
             "kept among the dead letters",
         )
+        if self.journal.dead_letter_bytes() + len(frames[2]) > self.config.dead_letter_bytes:
+            self.journal.count("quarantine_full", header.run.site, header.count)
+            return
         self.journal.bury(
             "(quarantine)", data_type, frames[1], frames[2], "stream_conflict", time.time()
         )
@@ -592,5 +609,5 @@ class Broker:
             "duplicate_batches": self.duplicates,
             "refused": dict(self.refused),
             "keys": self._auth.names if self._auth.ring is not None else None,
-            "insecure": self.config.insecure,
+            "insecure": self.config.insecure and self._auth.ring is None,
         }

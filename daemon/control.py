@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Control"]
 
+#: What one subscriber may leave behind here: cursors, and to each data types and counters.
+MAX_CURSORS, MAX_TYPES, MAX_COUNTERS = 20, 100, 200
 #: Most bytes in one page of a replay.
 PAGE_BYTES = 8 << 20
 #: Streams that a status tells of: with the longest names they fit into one message.
@@ -59,6 +61,7 @@ class Control:
             if received is None:
                 return
             frames, client = received
+            request: dict[str, Any] = {}
             try:
                 if len(frames) < 2:
                     raise FrameError("bad_control", "an empty request")
@@ -68,7 +71,7 @@ class Control:
                 self._handle(frames[0], request)
             except FrameError as error:
                 self._broker.refuse_control(error)
-                self._refuse(frames[0], {}, error.reason, error.detail)
+                self._refuse(frames[0], request, error.reason, error.detail)
 
     def _handle(self, identity: bytes, request: dict[str, Any]) -> None:
         role, handler = self._handlers.get(request["op"], ("", None))
@@ -164,6 +167,7 @@ class Control:
         self._check_grant(request)
         cursor = self._journal.cursor(name)
         if cursor is None:
+            self._check_number_of_cursors(name)
             offset = self._journal.head if request.get("start") == "now" else 0
             cursor = Cursor(offset, 0, b"", {}, time.time(), os.urandom(8))
         cursor = cursor._replace(session=cursor.session + 1)
@@ -189,6 +193,12 @@ class Control:
             head=self._journal.head,
             publish=self._publish_address(),
         )
+
+    def _check_number_of_cursors(self, name: str) -> None:
+        owner, colon, _ = name.rpartition(":")
+        names = [known for known, _ in self._journal.cursors()]
+        if colon and sum(known.startswith(f"{owner}:") for known in names) >= MAX_CURSORS:
+            raise ControlError("too_many_cursors", f"{owner!r} has {MAX_CURSORS} cursors already")
 
     def _check_grant(self, request: dict[str, Any]) -> None:
         client: Client = request["client"]
@@ -228,7 +238,12 @@ class Control:
         self._check_room(request)
         now = time.time()
         # All of it is read before any of it is kept: a cursor never moves without its letters.
-        counters = {str(k): _number(v, -MAX_INT) for k, v in dict(request["counters"]).items()}
+        counters = {
+            check_name("counter", k): _number(v, -MAX_INT)
+            for k, v in dict(request["counters"]).items()
+        }
+        if len(counters) > MAX_COUNTERS:
+            raise ValueError(f"{len(counters)} counters; at most {MAX_COUNTERS}")
         note, *letters = request["frames"]
         offset = _number(request["offset"])
         retried = [_number(ident) for ident in request.get("retried") or ()]
@@ -458,6 +473,8 @@ def _cursor_name(request: dict[str, Any]) -> str:
     client: Client = request["client"]
     if client is ADAPTERS or "operator" in client.roles:
         return name
+    if ":" in name:
+        raise ControlError("bad_name", f"{name!r} has a ':', which parts it from your key's name")
     return f"{client.name}:{name}"
 
 
@@ -485,4 +502,6 @@ def _check_letters(letters: list[tuple[Any, ...]]) -> None:
 
 def _types(request: dict[str, Any]) -> list[str] | None:
     types = request.get("types")
+    if types is not None and len(types) > MAX_TYPES:
+        raise ValueError(f"{len(types)} data types; at most {MAX_TYPES}")
     return None if types is None else [check_type(name) for name in types]

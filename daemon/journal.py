@@ -46,6 +46,7 @@ CREATE TABLE IF NOT EXISTS stream (
     id BLOB PRIMARY KEY, seq INTEGER NOT NULL, experiment TEXT NOT NULL, run TEXT NOT NULL,
     site TEXT NOT NULL, records INTEGER NOT NULL, first_seen REAL NOT NULL,
     last_seen REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS stream_of_site ON stream (site, experiment, run);
 CREATE TABLE IF NOT EXISTS cursor (
     name TEXT PRIMARY KEY, offset INTEGER NOT NULL, session INTEGER NOT NULL,
     note BLOB NOT NULL, counters BLOB NOT NULL, time REAL NOT NULL,
@@ -183,6 +184,7 @@ class Journal:
         db = damage.connect(self.path)
         try:
             _prepare(db)
+            self.path.chmod(0o600)  # as its folder may be open to others
             if not existed:
                 return db
             dropped = log_before.dropped_commits(db)
@@ -470,10 +472,10 @@ class Journal:
         return dict(self._db.execute("SELECT adapter, count(*) FROM dead_letter GROUP BY adapter"))
 
     def dead_letter_bytes(self) -> int:
-        """Bytes of all dead letters' bodies."""
-        return int(
-            self._db.execute("SELECT coalesce(sum(length(body)), 0) FROM dead_letter").fetchone()[0]
-        )
+        """Bytes of all dead letters, their reasons included."""
+        size = "length(body) + length(header) + length(reason)"
+        found = self._db.execute(f"SELECT coalesce(sum({size}), 0) FROM dead_letter").fetchone()
+        return int(found[0])
 
     def retry(self, ids: Collection[int]) -> int:
         """Mark dead letters for their adapters to try again; returns how many there are."""

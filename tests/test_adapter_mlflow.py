@@ -465,6 +465,21 @@ def fail(*_: Any) -> None:
     raise Unavailable("on purpose")
 
 
+def test_an_outage_is_no_refusal_also_while_the_caller_handles_one(
+    local: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(local.adapter._client, "log_batch", away)
+    batch = local.batch("metric", *metrics([1]))
+    try:
+        raise Refused("another record")
+    except Refused:
+        with pytest.raises(Unavailable, match="nobody there"):
+            local.adapter.deliver([batch])
+
+
 # --- runs --------------------------------------------------------------------------------
 
 

@@ -54,7 +54,10 @@ def test_status_and_drain_tell_what_is_where(daemon: Make, tmp_path: Path) -> No
 def test_without_a_daemon_a_command_says_so_in_one_line(nobody: str) -> None:
     done = zmqtrack_command("drain", "--address", nobody, "--timeout", "0.3")
     assert done.returncode == 1
-    assert done.stderr == f"no daemon answers at {nobody} (waited 0.3 s)\n"
+    assert (
+        done.stderr
+        == f"no daemon answers at {nobody} (waited 0.3 s); `zmqtrack doctor` looks for the reason\n"
+    )
 
 
 def test_an_address_that_is_none_is_a_mistake_of_usage() -> None:

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -62,6 +63,10 @@ def test_the_life_of_a_key(tmp_path: Path) -> None:
     good(tmp_path, "roles", "site-1", "writer", "operator", "--keys", "keys")
     assert ring.clients()[key.public].roles == {"writer", "operator"}
     assert "site-1" in good(tmp_path, "roles", "site-1", "--keys", "keys")
+    good(tmp_path, "roles", "eye", "subscriber", "operator", "--keys", "keys")
+    assert ring.known("eye")["topics"] == ["metric"]  # what is not named stays
+    good(tmp_path, "roles", "eye", "--topic", "*", "--keys", "keys")
+    assert ring.known("eye")["topics"] is None
     good(tmp_path, "revoke", "site-1", "--keys", "keys")
     assert ring.clients()[key.public].revoked
     assert "revoked" in good(tmp_path, "list", "--keys", "keys")
@@ -71,7 +76,7 @@ def test_the_life_of_a_key(tmp_path: Path) -> None:
 
 
 def test_what_goes_wrong_is_said_in_a_line(tmp_path: Path) -> None:
-    assert "server.key: the key cannot be read" in bad(tmp_path, "list", "--keys", "nowhere")
+    assert "has no server.key" in bad(tmp_path, "list", "--keys", "nowhere")
     good(tmp_path, "init", "keys")
     assert "File exists" in bad(tmp_path, "init", "keys")
     good(tmp_path, "new", "a", "--keys", "keys")
@@ -81,14 +86,54 @@ def test_what_goes_wrong_is_said_in_a_line(tmp_path: Path) -> None:
     assert "no such role: 'boss'" in bad(tmp_path, "new", "b", "--role", "boss", "--keys", "keys")
     assert "nobody is called 'c'; there are: a" in bad(tmp_path, "revoke", "c", "--keys", "keys")
     assert "cannot name a data type" in bad(
-        tmp_path, "new", "b", "--topic", "No Such", "--keys", "keys"
+        tmp_path, "new", "b", "--role", "subscriber", "--topic", "No Such", "--keys", "keys"
     )
+    assert "has no ':'" in bad(tmp_path, "new", "b:c", "--keys", "keys")
+    assert "stays as it is" in bad(
+        tmp_path, "new", "a", "--rotate", "--role", "operator", "--keys", "keys"
+    )
+    assert "has the role subscriber" in bad(
+        tmp_path, "new", "b", "--topic", "metric", "--keys", "keys"
+    )
+    assert "names no machine" in bad(tmp_path, "init", "other", "-a", "tcp://*:5555")
     assert "is no address" in bad(tmp_path, "init", "other", "-a", "5555")
     # A key that could not be handed over lets nobody in.
     assert "nowhere" in bad(tmp_path, "new", "b", "--keys", "keys", "-o", "nowhere/b.key")
     assert [
         each for each in KeyRing(tmp_path / "keys").clients().values() if each.name == "b"
     ] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "b"},
+        {"roles": "writer"},
+        {"topics": "metric"},
+        {"keys": [{"public": "x", "created": 1.0}]},
+        {"keys": [{"public": "x" * 40}]},
+        {"keys": [{}]},
+    ],
+)
+def test_a_client_that_was_tampered_with_lets_nobody_in(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    ring = KeyRing.create(tmp_path / "keys", ADDRESS)
+    ring.new("a", ["writer"])
+    file = ring.folder / "a.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(KeyFileError, match=r"a\.json does not say who may come in"):
+        ring.clients()
+    assert "does not say" in bad(tmp_path, "list", "--keys", "keys")
+
+
+def test_a_change_by_hand_is_seen(tmp_path: Path) -> None:
+    ring = KeyRing.create(tmp_path / "keys", ADDRESS)
+    ring.new("a", ["writer"])
+    before = ring.version()
+    file = ring.folder / "a.json"
+    file.write_text(file.read_text().replace("writer", "operator"))
+    assert ring.version() != before
 
 
 @pytest.mark.parametrize(
@@ -152,6 +197,7 @@ def test_a_credential_of_systemd_may_look_readable_by_the_group(
         (None, {"w1"}, b"own_type/", {b"own_type/w1/"}),
         (None, {"a/b"}, b"text/", {b"text/a%2Fb/"}),
         ({"metric"}, None, b"head/", {b"pulse/"}),
+        ({"metric"}, None, b"pulse/", {b"pulse/"}),
         ({"metric"}, None, b"lost/", set()),
     ],
 )

@@ -148,6 +148,25 @@ def test_one_run_too_many_waits_at_its_writer(daemon: Make, tmp_path: Path) -> N
     assert list(Path(run._spool_dir).glob("*.spool"))  # it was for another address
 
 
+def test_who_does_not_greet_has_no_more_runs_and_writers_either(daemon: Make) -> None:
+    """Nor after a restart: what was refused has left nothing that would count."""
+    with daemon(limits={"streams": 3, "runs": 2}) as served:
+        socket = connect(zmq.PUSH, served.status()["ingest"])
+        socket.sndtimeo = int(1000 * PATIENCE)
+        for number in range(20):
+            stream, run = bytes([number]) * 16, RunKey("e", f"r{number}", "s")
+            header = wire.encode_header(wire.Header(stream, 1, run, 1))
+            body = wire.encode_body([("reason", 1, None, 1.0)])
+            socket.send_multipart([wire.topic("lost" if number % 2 else "text"), header, body])
+        while served.status()["daemon"]["received_batches"] < 20:
+            pass
+        while served.status()["streams_total"] < 2:  # its commit may be under way
+            pass
+        assert served.status()["streams_total"] == 2
+        assert served.status()["daemon"]["refused"] == {"too_many_runs": 18}
+        socket.close()
+
+
 def test_one_writer_too_many_is_told(daemon: Make) -> None:
     with daemon(limits={"streams": 3}) as served:
         client = ControlClient(served.address)

@@ -66,7 +66,7 @@ def test_a_second_key_lets_a_site_change_over_without_a_gap(place: Place) -> Non
     first = Site(place, "site-1")
     with first.init() as run:
         run.log_metric("a", 1)
-    second = place.ring.new("site-1", ["writer"], rotate=True)
+    second = place.ring.new("site-1", [], rotate=True)
     file = place.folder / "second.key"
     keys.write(file, second._replace(address=place.address).fields())
     for each, value in ((first.file, 2), (file, 3)):

@@ -84,7 +84,7 @@ class _Section(BaseModel):
 class LimitsConfig(_Section):
     """What one site may do. Beyond a rate it is told to wait, and keeps its records until then."""
 
-    batches_per_second: int = Field(10_000, gt=0, description="Batches, on the average of a second.")
+    batches_per_second: int = Field(10_000, gt=0, description="Batches, over a second.")
     bytes_per_second: Size = Field(200_000_000, gt=0, description="Bytes, on the same.")
     streams: int = Field(10_000, gt=0, description="Writers that are open at the same time.")
     runs: int = Field(10_000, gt=0, description="Runs that it may ever have had.")

@@ -250,7 +250,9 @@ class ControlClient:
         if refusal:
             raise ControlError("key_refused", refusal)
         raise ControlError(
-            "unreachable", f"no daemon answers at {self.address} (waited {timeout:g} s)"
+            "unreachable",
+            f"no daemon answers at {self.address} (waited {timeout:g} s); "
+            "`zmqtrack doctor` looks for the reason",
         )
 
     def close(self) -> None:

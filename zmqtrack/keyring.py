@@ -15,6 +15,7 @@ import os
 import stat
 import time
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -52,6 +53,11 @@ class KeyRing:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.folder = path / "clients"
+        if not (path / "server.key").exists():
+            raise KeyFileError(
+                f"{path} has no server.key: it is no folder that `zmqtrack keys init` made. Name "
+                "another (--keys or ZMQTRACK_KEYS; in the configuration: keys), or make one"
+            )
         own = keys.read_private(path / "server.key")
         try:
             self.address = str(own["address"])
@@ -59,7 +65,8 @@ class KeyRing:
             Key.of({**own, "name": "server", "server": own["public"]})
         except (KeyError, AttributeError, ValueError) as error:
             raise KeyFileError(f"{path / 'server.key'} is no server's key: {error}") from None
-        _check_writable_by_owner_alone(self.folder)
+        for place in (path, self.folder):
+            _check_writable_by_owner_alone(place)
 
     @classmethod
     def create(cls, path: Path, address: str) -> KeyRing:
@@ -78,12 +85,14 @@ class KeyRing:
     # --- what the daemon asks -----------------------------------------------------------------
 
     def version(self) -> int:
-        """Changes with each change of a client. Opens no file.
+        """Changes with each change of a client.
 
         Raises:
             OSError: the folder is not there any more.
         """
-        return self.folder.stat().st_mtime_ns
+        with os.scandir(self.folder) as entries:
+            found = [(entry.name, entry.stat().st_mtime_ns, entry.inode()) for entry in entries]
+        return hash(tuple(sorted(found)))
 
     def clients(self) -> dict[bytes, Client]:
         """Who belongs to each public key.
@@ -132,6 +141,8 @@ class KeyRing:
             ValueError: a name or role that cannot be; or it has a key, and ``rotate`` is not set.
         """
         check_name("name", name, MAX_NAME)
+        if ":" in name or name.startswith("("):
+            raise ValueError(f"{name!r}: a key's name has no ':', and does not begin with '('")
         facts = self._find(name)
         current = [each for each in facts["keys"] if "revoked" not in each] if facts else []
         if current and not rotate:
@@ -139,7 +150,14 @@ class KeyRing:
                 f"{name} has a key already. Give it a second one with --rotate, or take the first "
                 f"away with: zmqtrack keys revoke {name}"
             )
+        if current and (roles or topics or sites):
+            raise ValueError(
+                f"with --rotate what {name} may do stays as it is; `zmqtrack keys roles` changes it"
+            )
         facts = facts or {"name": name, "keys": []}
+        roles = roles or ["writer"]
+        if "subscriber" not in roles and (topics or sites):
+            raise ValueError("--topic and --site are for a key that has the role subscriber")
         if not current:
             facts |= _grants(roles, topics, sites)
         public, secret = keys.new_pair()
@@ -151,7 +169,10 @@ class KeyRing:
         """Undo :meth:`new`: the key could not be handed over."""
         facts = self.known(name)
         facts["keys"] = [each for each in facts["keys"] if each["public"] != key.public.decode()]
-        self._write(facts)
+        if facts["keys"]:
+            self._write(facts)
+        else:
+            self._path(name).unlink()
 
     def revoke(self, name: str, *, older: bool = False) -> int:
         """Take all keys of ``name`` away, or all but the newest; returns how many.
@@ -168,14 +189,22 @@ class KeyRing:
         return len(gone)
 
     def grant(
-        self, name: str, roles: list[str], topics: list[str] | None, sites: list[str] | None
+        self,
+        name: str,
+        roles: list[str] | None,
+        topics: list[str] | None = None,
+        sites: list[str] | None = None,
     ) -> None:
-        """Change what ``name`` may do.
+        """Change what ``name`` may do; what is None stays as it is, ``["*"]`` stands for all.
 
         Raises:
             ValueError: nobody has that name, or there is no such role or data type.
         """
-        self._write(self.known(name) | _grants(roles, topics, sites))
+        facts = self.known(name)
+        for what, new in (("roles", roles), ("topics", topics), ("sites", sites)):
+            if new is not None:
+                facts[what] = None if new == ["*"] and what != "roles" else new
+        self._write(facts | _grants(facts["roles"], facts["topics"], facts["sites"]))
 
     # --- inside -------------------------------------------------------------------------------
 
@@ -200,21 +229,24 @@ class KeyRing:
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
+            _check_writable_by_owner_alone(path)
             facts = json.loads(path.read_text(encoding="utf-8"))
-            check_name("name", facts["name"])
+            if self._path(check_name("name", facts["name"])).name != path.name:
+                raise ValueError(f"it says that it is {facts['name']!r:.100}")
+            for what in ("roles", "topics", "sites"):
+                if not isinstance(facts[what], (list, NoneType)):
+                    raise TypeError(f"{what} is no list")
             facts |= _grants(facts["roles"], facts["topics"], facts["sites"])
             for each in facts["keys"]:
-                if not isinstance(each["public"], str):
-                    raise ValueError("a public key is no text")
+                keys.check_key("public", each["public"])
+                for when in ("created", "revoked"):
+                    float(each.get(when, each["created"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise KeyFileError(f"{path} does not say who may come in: {error!r:.200}") from None
         return dict(facts)
 
     def _write(self, facts: dict[str, Any]) -> None:
-        before = self.version()
         keys.write(self._path(facts["name"]), facts, replace=True)
-        if self.version() == before:  # within one tick of the file system's clock
-            os.utime(self.folder)
 
 
 def _grants(

@@ -9,7 +9,6 @@ A key file is JSON, readable by its owner alone::
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import stat
@@ -25,7 +24,7 @@ from zmq.utils import z85
 from .errors import KeyFileError
 from .records import check_name
 
-__all__ = ["Key", "Watch", "handshake", "load", "new_pair", "read_private", "write"]
+__all__ = ["Key", "Watch", "check_key", "handshake", "load", "new_pair", "read_private", "write"]
 
 
 class Key(NamedTuple):
@@ -62,7 +61,7 @@ class Key(NamedTuple):
                 raise ValueError(f"{name!r} is missing")
         check_name("name", fields["name"])
         for name in ("server", "public", "secret"):
-            _check_key(name, fields[name])
+            check_key(name, fields[name])
         pair = {name: fields[name].encode() for name in ("server", "public", "secret")}
         if zmq.curve_public(pair["secret"]) != pair["public"]:
             raise ValueError("'public' and 'secret' do not belong together")
@@ -116,16 +115,21 @@ def write(path: Path, fields: dict[str, Any], *, replace: bool = False) -> None:
         FileExistsError: it is there already, and not to be replaced.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        temporary.unlink(missing_ok=True)
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from None
     try:
         os.write(file, json.dumps(fields, indent=1).encode() + b"\n")
         os.fsync(file)
         if replace:
             temporary.replace(path)
         else:
-            os.link(temporary, path)
+            try:
+                os.link(temporary, path)
+            except FileExistsError as error:
+                raise FileExistsError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(file)
         temporary.unlink(missing_ok=True)
@@ -136,7 +140,8 @@ def new_pair() -> tuple[bytes, bytes]:
     return zmq.curve_keypair()
 
 
-def _check_key(name: str, text: str) -> None:
+def check_key(name: str, text: str) -> None:
+    """Raise ValueError if ``text`` is no key in Z85."""
     try:
         good = len(text) == 40 and len(z85.decode(text.encode())) == 32
     except (ValueError, KeyError, UnicodeEncodeError):

@@ -9,7 +9,7 @@ from typing import Any
 import zmq
 
 from . import wire
-from .control import Connection, connect, resolve
+from .control import Connection, resolve
 from .errors import FrameError
 from .keys import Key
 from .spool import Outgoing, Spool
@@ -39,8 +39,7 @@ class Link:
         self._key = key
         self._connection = Connection(zmq.DEALER, address, key)
         self._shut_out = ""  # why the daemon does not let us in
-        self._ingest: zmq.Socket[bytes] | None = None
-        self._ingest_address = ""
+        self._ingest: Connection | None = None
         self._epoch = b""
         self._welcome = False
         self._window: list[tuple[int, int]] = []  # (seq, bytes), pushed and unacknowledged
@@ -72,6 +71,8 @@ class Link:
         if (refusal := self._connection.refusal()) and refusal != self._shut_out:
             self._shut_out = refusal
             log.warning("zmqtrack: %s; records are kept here", refusal)
+        if self._ingest is not None:
+            self._ingest.refusal()  # which makes it anew, now and then
         while self.control.poll(0):
             try:
                 self._on_message(wire.decode_control(self.control.recv()))
@@ -105,15 +106,10 @@ class Link:
             )
         self._epoch, self._refused = message["epoch"], None
         ingest = resolve(message["ingest"], self.address)
-        if (
-            self._ingest is None
-            or ingest != self._ingest_address
-            or not self._ingest.poll(0, zmq.POLLOUT)  # it may have been refused, and is dead then
-        ):
+        if self._ingest is None or ingest != self._ingest.address:
             if self._ingest is not None:
                 self._ingest.close()
-            self._ingest = connect(zmq.PUSH, ingest, hwm=WINDOW_BATCHES, key=self._key)
-            self._ingest_address = ingest
+            self._ingest = Connection(zmq.PUSH, ingest, self._key, hwm=WINDOW_BATCHES)
         self._welcome = True
         self._window_bytes = min(WINDOW_BYTES, int(message.get("window", WINDOW_BYTES)))
         self.sizes = dict(message.get("sizes") or {})
@@ -209,7 +205,7 @@ class Link:
                 return
             frames = [wire.topic(batch.type), batch.header, batch.body]
             try:
-                self._ingest.send_multipart(frames, zmq.NOBLOCK)
+                self._ingest.socket.send_multipart(frames, zmq.NOBLOCK)
             except zmq.Again:
                 if not self._window:  # nothing is on its way that could time out
                     self._due = min(self._due, time.monotonic() + self._patience)

@@ -109,8 +109,10 @@ def init(
         SpoolError: ``spool_dir`` cannot be written.
     """
     environ = os.environ.get
-    key_file = key or environ("ZMQTRACK_KEY")
-    own_key = keys.load(key_file) if key_file else None
+    key_file = environ("ZMQTRACK_KEY") if key is None else key
+    if key_file is not None and not os.fspath(key_file):
+        raise ValueError("key (or ZMQTRACK_KEY) is set and empty: name a file, or leave it unset")
+    own_key = None if key_file is None else keys.load(key_file)
     site = site or environ("ZMQTRACK_SITE")
     if own_key and site and site != own_key.name:
         raise ValueError(f"the key in {key_file} is that of site {own_key.name!r}, not {site!r}")

@@ -157,6 +157,8 @@ def _greet(address: str, timeout: float) -> bytes:
             connection.sendall(_GREETING)
             while len(said) < 64 and (more := connection.recv(64 - len(said))):
                 said += more
+        if not said:
+            raise TimeoutError(f"it is connected, and says nothing for {timeout:g} s")
         return said
 
 
@@ -179,12 +181,22 @@ def _ask(control: str, key: Key | None, timeout: float) -> Iterator[Finding]:
         roles = own.get("roles", [])
         who = f"knows us as {own['name']} ({', '.join(roles)})" if own.get("name") else "is open"
         yield Finding("hello", "", f"zmqtrackd {welcome['version']} {who}")
+        if key is not None and own.get("name") != key.name:
+            yield Finding(
+                "name",
+                "wrong_name",
+                f"the key file says {key.name!r}, and the daemon knows it as {own.get('name')!r}",
+                "Somebody has changed the file: put the name back",
+            )
         sockets = {"ingest": "writer", "publish": "subscriber"}
         for name, role in sockets.items():
             if role in roles:
                 yield from _reach(name, resolve(welcome[name], control), key, timeout)
         if "operator" in roles:
-            yield from _adapters(client.request("status", timeout=timeout))
+            try:
+                yield from _adapters(client.request("status", timeout=timeout))
+            except ControlError as error:
+                yield Finding("status", error.reason, str(error))
     finally:
         client.close()
 

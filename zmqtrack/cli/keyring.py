@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -34,11 +35,11 @@ Roles = Annotated[
 ]
 Topics = Annotated[
     list[str] | None,
-    typer.Option("--topic", help="A data type that a subscriber may see. Default: all."),
+    typer.Option("--topic", help="A data type that a subscriber may see; * stands for all."),
 ]
 Sites = Annotated[
     list[str] | None,
-    typer.Option("--site", help="A site that a subscriber may see. Default: all."),
+    typer.Option("--site", help="A site that a subscriber may see; * stands for all."),
 ]
 Name = Annotated[str, typer.Argument(help="The site, or whoever the key is for.")]
 
@@ -57,6 +58,16 @@ def _told() -> Iterator[None]:
     raise typer.Exit(1)
 
 
+def _reachable(address: str) -> str:
+    """An address that a site can connect to, unlike one that a daemon listens at."""
+    check_address(address)
+    if urlsplit(address).netloc.rpartition(":")[0] in ("*", "0.0.0.0", "[::]"):
+        raise ValueError(
+            f"{address} names no machine: write the name under which sites reach the daemon"
+        )
+    return address
+
+
 @keys_app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="A folder to be made.")] = HERE,
@@ -69,7 +80,7 @@ def init(
     Example:  zmqtrack keys init /etc/zmqtrack/keys -a tcp://logs.example.org:5555
     """
     with _told():
-        ring = KeyRing.create(folder, check_address(address))
+        ring = KeyRing.create(folder, _reachable(address))
     typer.echo(
         f"made {ring.path}. Write into the configuration:  daemon: {{keys: {folder.absolute()}}}\n"
         f"then let a site in:  zmqtrack keys new site-1 --keys {folder}"
@@ -102,8 +113,8 @@ def new(
         if file.exists():
             raise ValueError(f"{file} is there already; name another with --output")
         ring = KeyRing(folder)
-        at = check_address(address) if address else None
-        key = ring.new(name, role or ["writer"], topic, site, rotate=rotate, address=at)
+        at = _reachable(address) if address else None
+        key = ring.new(name, role or [], topic, site, rotate=rotate, address=at)
         try:
             keys.write(file, key.fields())
         except OSError:
@@ -154,7 +165,7 @@ def roles(
     """
     with _told():
         ring = KeyRing(folder)
-        if role:
+        if role or topic or site:
             ring.grant(name, role, topic, site)
         found: list[dict[str, Any]] = [ring.known(name)]
     show.clients(found, time.time())
