@@ -146,7 +146,7 @@ class FarDaemon(Daemon):
     """A daemon in a namespace of its own."""
 
     def __init__(self, network: Namespaces, folder: Path, adapters: list[dict[str, Any]]) -> None:
-        super().__init__(folder, adapters, control=f"tcp://{network.host}:5555")
+        super().__init__(folder, adapters, control=f"tcp://{network.host}:5555", insecure=True)
         self._network = network
 
     def start(self) -> Daemon:

@@ -267,7 +267,12 @@ def _p99(values: list[float]) -> float:
     return sorted(values)[int(0.99 * (len(values) - 1))]
 
 
-def test_a_flood_of_requests_is_turned_away(place: Place) -> None:
+def test_a_flood_of_requests_is_turned_away(daemon: Make, tmp_path: Path) -> None:
+    with Place(daemon, tmp_path / "place", limits={"batches_per_second": 200}) as place:
+        _flood_with_requests(place)
+
+
+def _flood_with_requests(place: Place) -> None:
     site = Site(place, "site-1")
     control = connect(zmq.DEALER, place.address, key=site.key)
     hello = wire.encode_control(

@@ -359,7 +359,7 @@ def test_a_daemon_without_room_is_not_sent_the_same_again_and_again(
 
         def keep(frames: list[bytes]) -> bool:
             message = msgpack.unpackb(frames[-1])
-            if message.get("reason") == "busy":
+            if message.get("op") == "slow" or message.get("reason") == "busy":
                 refusals.append(message)
             return True
 

@@ -55,7 +55,7 @@ def _accept_what_is_there_already(module: ModuleType) -> None:
     """The daemon forgets what it has: whatever a writer sends is new to it."""
     accept = module.Broker._accept
 
-    def gullible(self: Any, frames: list[bytes]) -> None:
+    def gullible(self: Any, frames: list[bytes], *client: Any) -> None:
         stream = self.journal.stream
         seq = module.wire.decode_header(frames[1]).seq
 
@@ -65,7 +65,7 @@ def _accept_what_is_there_already(module: ModuleType) -> None:
 
         self.journal.stream = forgotten
         try:
-            accept(self, frames)
+            accept(self, frames, *client)
         finally:
             del self.journal.stream
 
