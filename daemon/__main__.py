@@ -17,6 +17,7 @@ from pathlib import Path
 from zmqtrack import __version__
 from zmqtrack.config import Config, load
 from zmqtrack.errors import ConfigError, KeyFileError, ZMQTrackError
+from zmqtrack.keyring import KeyRing
 
 from . import supervisor
 from .broker import Broker
@@ -40,7 +41,9 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         config = _configuration(arguments.config)
-    except ConfigError as error:
+        if arguments.check and config.daemon.keys is not None:
+            KeyRing(config.daemon.keys).clients()
+    except (ConfigError, KeyFileError) as error:
         print(error, file=sys.stderr)
         return EX_CONFIG
     if arguments.check:

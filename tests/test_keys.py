@@ -127,6 +127,18 @@ def test_a_client_that_was_tampered_with_lets_nobody_in(
     assert "does not say" in bad(tmp_path, "list", "--keys", "keys")
 
 
+def test_check_looks_at_the_keys_too(tmp_path: Path) -> None:
+    config = tmp_path / "zmqtrack.yaml"
+    config.write_text("daemon: {keys: keys}\n")
+    command = [sys.executable, "-m", "zmqtrack.cli", "check"]
+    for exit_code, said in ((78, "keys has no server.key"), (0, "")):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == exit_code
+        assert said in done.stderr
+        if exit_code:
+            good(tmp_path, "init", "keys")
+
+
 def test_a_change_by_hand_is_seen(tmp_path: Path) -> None:
     ring = KeyRing.create(tmp_path / "keys", ADDRESS)
     ring.new("a", ["writer"])
