@@ -53,7 +53,8 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def _has_ended(folder: Path) -> bool:
-    return bool(list(folder.glob("*/*.jsonl"))) and lines_of(folder)[-1]["key"] == "end"
+    lines = lines_of(folder) if list(folder.glob("*/*.jsonl")) else []
+    return bool(lines) and lines[-1]["key"] == "end"
 
 
 def curve(lines: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
