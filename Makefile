@@ -31,7 +31,7 @@ test: $(STAMP)
 
 # The long form of what `make test` runs in a short one.
 faults: $(STAMP)
-	ZMQTRACK_FAULT_CYCLES=200 $(BIN)/python -m pytest tests/faults
+	ZMQTRACK_FAULT_CYCLES=200 $(BIN)/python -m pytest tests/faults tests/test_limits.py
 
 # Of the wire, then of the daemon's control messages. New inputs stay in fuzz-out.
 RUNS ?= 10000000
