@@ -176,8 +176,8 @@ class Auth:
         self._clients = clients
 
     @property
-    def names(self) -> int:
-        """How many keys are good."""
+    def admitted(self) -> int:
+        """How many keys are good, our own adapters' left out."""
         good = [client for client in self._clients.values() if not client.revoked]
         return max(0, len(good) - 1)
 

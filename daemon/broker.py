@@ -608,6 +608,6 @@ class Broker:
             "received_batches": self.received,
             "duplicate_batches": self.duplicates,
             "refused": dict(self.refused),
-            "keys": self._auth.names if self._auth.ring is not None else None,
+            "keys": self._auth.admitted if self._auth.ring is not None else None,
             "insecure": self.config.insecure and self._auth.ring is None,
         }

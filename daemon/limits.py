@@ -15,9 +15,10 @@ __all__ = ["Exceeded", "Limits"]
 
 #: A writer that has been silent for so long (seconds) no longer counts as open.
 OPEN = 600.0
-#: Distinct keys that are remembered in all; beyond, those of the oldest runs are forgotten.
+#: Distinct keys that are remembered in all, a run counting as one more; beyond, those of the
+#: oldest runs are forgotten.
 REMEMBERED_KEYS = 2_000_000
-#: Sites whose rates are remembered.
+#: Sites whose rates, writers and runs are remembered.
 REMEMBERED_SITES = 100_000
 
 
@@ -86,6 +87,8 @@ class Limits:
             Exceeded: its site has too many of them, or too many runs.
         """
         now = time.monotonic()
+        if run.site not in self._streams and len(self._streams) >= REMEMBERED_SITES:
+            self._streams.clear()
         streams = self._streams.setdefault(run.site, {})
         if stream not in streams and len(streams) >= self.config.streams:
             for other in [key for key, seen in streams.items() if now - seen > OPEN]:
@@ -152,6 +155,7 @@ class Limits:
         known = self._keys.get(header.run)
         if known is None:
             known = self._keys[header.run] = set()
+            self._n_keys += 1
         new = {hash(key) for key in peek.keys(header.codec, body)} - known
         if not new:
             return
@@ -164,4 +168,4 @@ class Limits:
         known |= new
         self._n_keys += len(new)
         while self._n_keys > REMEMBERED_KEYS and len(self._keys) > 1:
-            self._n_keys -= len(self._keys.popitem(last=False)[1])
+            self._n_keys -= 1 + len(self._keys.popitem(last=False)[1])

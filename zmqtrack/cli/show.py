@@ -10,6 +10,7 @@ from rich.text import Text
 
 from .. import wire
 from ..errors import FrameError
+from .doctor import Finding
 
 __all__ = ["clients", "dead_letters", "finding", "letters", "spools", "status"]
 
@@ -93,7 +94,7 @@ def spools(found: list[dict[str, Any]]) -> None:
             console.print(spool["detail"], soft_wrap=True)
 
 
-def finding(found: Any) -> None:
+def finding(found: Finding) -> None:
     """One step of ``doctor``, as it is found."""
     mark = Text("FAIL" if found.code else "  ok", style="bold red" if found.code else "green")
     console.print(mark, f"{found.step}: {found.detail}")
