@@ -244,6 +244,9 @@ class Broker:
             return
         if self.holding:
             # Taken off the socket and dropped: there it would wait in our memory.
+            self._refuse(
+                "no_room", f"site {header.run.site} is told to wait, and keeps its records"
+            )
             self._slow_down(header, HOLD)
         elif wait := self.limits.wait(header.run.site, len(frames[2])):
             self.audit.write("limit", header.run.site, "rate")
@@ -492,6 +495,7 @@ class Broker:
                 continue
             action = {0: zmq.UNSUBSCRIBE, 1: zmq.SUBSCRIBE}.get(message[0] if message else -1)
             if action is None:
+                self._refuse("bad_subscription", f"{client.name!r} sends what is none")
                 continue
             for topic in grants(client, message[1:]):
                 self._xpub.setsockopt(action, topic)

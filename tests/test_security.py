@@ -213,10 +213,17 @@ def test_what_a_revoked_site_logs_stays_there_until_it_has_a_new_key(place: Plac
     site.file.unlink()
     again = place.ring.new("site-1", ["writer"])
     keys.write(site.file, again._replace(address=place.address).fields())
-    subprocess.run(
+    other = Site(place, "other").init(exit_timeout=0)
+    place.ring.revoke("other")
+    place.wait_for_audit("revoked", "", "other")
+    other.log_metric("a", 3)
+    other.finish()
+    sent = subprocess.run(
         [sys.executable, "-m", "zmqtrack.cli", "spool", "send"],
         env={**os.environ, "ZMQTRACK_KEY": str(site.file)}, check=True, timeout=PATIENCE,
+        capture_output=True, text=True,
     )  # fmt: skip
+    assert "what waits of other takes a key of theirs" in sent.stdout
     place.served.drain()
     assert [line["value"] for line in place.lines("site-1")] == [1, 2]
 

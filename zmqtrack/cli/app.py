@@ -186,6 +186,11 @@ def spool_send(
     except (ZMQTrackError, ValueError) as error:
         _fail(str(error))
     typer.echo(f"{sent} records delivered, {left} left")
+    if key:
+        name = keys.load(key).name
+        others = {each["site"] for each in spools.find(directory) if each.get("records")} - {name}
+        if others:
+            typer.echo(f"what waits of {', '.join(sorted(others))} takes a key of theirs")
     if left:
         raise typer.Exit(1)
 
