@@ -70,9 +70,22 @@ def _adapter_name(value: Any) -> str:
     raise ValueError(f"{value!r} is no name; letters, digits, '.', '_' and '-' only, 64 at most")
 
 
+def _host_port(value: Any) -> str:
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})", str(value))
+    if match is None or int(match[2]) > 65535:
+        raise ValueError(f"{value!r} is no HOST:PORT; write for example 127.0.0.1:9464")
+    if not is_local(f"tcp://{value}"):
+        raise ValueError(
+            f"{value} can be reached by other machines, and telemetry asks for no key: "
+            "write 127.0.0.1, and let a proxy of yours serve others"
+        )
+    return str(value)
+
+
 Duration = Annotated[float, BeforeValidator(_duration)]
 Size = Annotated[int, BeforeValidator(_size)]
 Address = Annotated[str, BeforeValidator(check_address)]
+HostPort = Annotated[str, BeforeValidator(_host_port)]
 Topic = Annotated[str, BeforeValidator(check_type)]
 Name = Annotated[str, BeforeValidator(_adapter_name)]
 
@@ -146,8 +159,28 @@ class DaemonConfig(_Section):
     stop_timeout: Duration = Field(
         20.0, description="How long adapters may take to deliver what is left at a stop."
     )
+    stale_after: Duration = Field(
+        15.0,
+        ge=1,
+        description="A run that has been silent for so long is shown as stale, until it is back.",
+    )
+    lease: Duration = Field(
+        300.0,
+        description="A run that has been silent for so long ends as killed in the trackers, and "
+        "runs again if it is back. 0: never.",
+    )
+    telemetry: HostPort | None = Field(
+        None,
+        description="HOST:PORT at which Prometheus' /metrics, /live and /ready are served. "
+        "Default: nowhere.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="What is logged on stderr."
+    )
+    log_format: Literal["auto", "text", "json", "journald"] = Field(
+        "auto",
+        description="text for people, json for machines, journald with the priorities that it "
+        "reads. auto: journald under systemd, else text.",
     )
 
     @model_validator(mode="after")
@@ -222,6 +255,11 @@ class AdapterConfig(_Section):
     )
     start: Literal["beginning", "now"] = Field(
         "beginning", description="Where a new adapter begins in the journal."
+    )
+    external: bool = Field(
+        False,
+        description="The daemon does not start it: it runs as a service of its own, here or on "
+        "another machine. With keys on, it comes in with the key of its name.",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="The adapter's own options.")
     secrets: dict[Variable, Secret] = Field(
