@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
 
 from .. import __version__, keys
-from ..control import DEFAULT_ADDRESS, ControlClient, check_address
-from ..errors import ControlError, KeyFileError, ZMQTrackError
+from ..errors import ZMQTrackError
 from . import show, spools
+from .common import Address, AsJSON, KeyFile, Timeout
+from .common import daemon as _daemon
+from .common import fail as _fail
+from .common import print_json as _print_json
 from .doctor import examine
 from .keyring import keys_app
 
@@ -33,58 +33,11 @@ app.add_typer(keys_app, name="keys", no_args_is_help=True)
 dlq_app = typer.Typer(help="Dead letters: records that a tracker refused for good.")
 app.add_typer(dlq_app, name="dlq", no_args_is_help=True)
 
-Address = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        "-a",
-        envvar="ZMQTRACK_ADDRESS",
-        help=f"The daemon's control. Default: the key's, else {DEFAULT_ADDRESS}.",
-    ),
-]
-KeyFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--key", "-k", envvar="ZMQTRACK_KEY", help="A key file, where the daemon asks for one."
-    ),
-]
-AsJSON = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
-Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait at most.")]
 SpoolDir = Annotated[
     Path | None, typer.Option("--dir", help="The folder. Default: where writers keep theirs.")
 ]
 
 Ids = Annotated[list[int], typer.Argument(help="Numbers that `dlq list` shows.")]
-
-
-@contextmanager
-def _daemon(address: str | None, key_file: Path | None) -> Iterator[ControlClient]:
-    """A client; what goes wrong is said in a line, with exit code 1."""
-    try:
-        key = keys.load(key_file) if key_file else None
-        address = check_address(address or (key.address if key else DEFAULT_ADDRESS))
-        client = ControlClient(address, key)
-    except (ValueError, KeyFileError) as error:
-        _fail(str(error), code=2)
-    try:
-        yield client
-    except ControlError as error:
-        _fail(str(error))
-    finally:
-        client.close()
-
-
-def _fail(message: str, code: int = 1) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(code)
-
-
-def _print_json(facts: Any) -> None:
-    typer.echo(json.dumps(facts, indent=2, default=_jsonable))
-
-
-def _jsonable(value: Any) -> Any:
-    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 @app.callback()
