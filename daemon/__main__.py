@@ -1,6 +1,7 @@
 """``zmqtrackd --config FILE``: the daemon in the foreground, logging on stderr.
 
-Exit codes: 0 after SIGTERM or SIGINT, 1 when it cannot go on, 78 for a bad configuration.
+On SIGHUP the configuration is read again. Exit codes: 0 after SIGTERM or SIGINT, 1 when it cannot
+go on, 78 for a bad configuration.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import resource
 import signal
 import sqlite3
 import sys
-import time
 from pathlib import Path
 
 from zmqtrack import __version__
-from zmqtrack.config import Config, load
+from zmqtrack.config import Config
 from zmqtrack.errors import ConfigError, KeyFileError, ZMQTrackError
 from zmqtrack.keyring import KeyRing
 
-from . import supervisor
+from . import configuration
 from .broker import Broker
+from .configuration import Reloader
 from .journal import Journal
 from .supervisor import Supervisor
 
@@ -40,7 +41,7 @@ def main() -> int:
     parser.add_argument("--version", action="version", version=f"zmqtrackd {__version__}")
     arguments = parser.parse_args()
     try:
-        config = _configuration(arguments.config)
+        config = configuration.read(arguments.config)
         if arguments.check and config.daemon.keys is not None:
             KeyRing(config.daemon.keys).clients()
     except (ConfigError, KeyFileError) as error:
@@ -55,7 +56,7 @@ def main() -> int:
         format="%(levelname)s [zmqtrackd] %(message)s",
     )
     try:
-        return serve(config)
+        return serve(arguments.config, config)
     except KeyFileError as error:
         log.error("%s", error)
         return EX_CONFIG
@@ -64,40 +65,25 @@ def main() -> int:
         return 1
 
 
-def _configuration(path: Path) -> Config:
-    """The configuration, its adapters' types and options checked too.
-
-    Raises:
-        ConfigError: see :func:`zmqtrack.config.load`.
-    """
-    located = load(path)
-    problems = supervisor.check(located.config.adapters)
-    if problems:
-        raise ConfigError(
-            [f"{located.where(index, keys)}: {message}" for index, keys, message in problems]
-        )
-    return located.config
-
-
-def serve(config: Config) -> int:
+def serve(path: Path, config: Config) -> int:
     """Run until SIGTERM or SIGINT, then stop in order: what came in goes out."""
     stopping: list[int] = []
+    hangups: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _: stopping.append(received))
+    signal.signal(signal.SIGHUP, lambda received, _: hangups.append(received))
     _raise_limit_of_open_files()
     journal = Journal(config.daemon.state_dir)
-    names = [str(adapter.name) for adapter in config.adapters]
-    broker = Broker(config.daemon, journal, names)
+    broker = Broker(config.daemon, journal, config.adapters)
     address = broker.control_address
     (config.daemon.state_dir / "address").write_text(address + "\n")
     children = Supervisor(
-        config.adapters,
-        address,
-        config.daemon.state_dir,
-        config.daemon.log_level,
-        broker.note_end,
-        key=broker.adapters_key(),
+        config.daemon, address, broker.note_end, broker.note_gone, broker.adapters_key()
     )
+    children.update(config.adapters, config.daemon)
+    broker.restarts = children.restarts
+    reloader = Reloader(path, broker, children)
+    broker.on_reload = reloader.ask
     if config.daemon.insecure and config.daemon.keys is None:
         log.warning(
             "insecure: anybody who reaches %s can log as any site, and read and stop everything",
@@ -107,14 +93,16 @@ def serve(config: Config) -> int:
     while not stopping:
         broker.step()
         children.step()
+        if hangups:
+            hangups.clear()
+            reloader.ask()
+        reloader.step()
     log.info("stopping on %s", signal.Signals(stopping[0]).name)
     broker.stop_accepting()
     children.stop()
-    deadline = time.monotonic() + config.daemon.stop_timeout
-    while children.running and time.monotonic() < deadline:
+    while children.running:
         broker.step(0.05)
         children.step()
-    children.kill()
     broker.close()
     journal.close()
     log.info("stopped")

@@ -8,13 +8,13 @@ import math
 import sqlite3
 import time
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
 
 from zmqtrack import wire
-from zmqtrack.config import DaemonConfig
+from zmqtrack.config import AdapterConfig, DaemonConfig
 from zmqtrack.errors import ControlError, FrameError, ZMQTrackError
 from zmqtrack.keyring import Client, KeyRing
 from zmqtrack.keys import Key
@@ -69,14 +69,14 @@ LOG_INTERVAL = 10.0
 class Broker:
     """Binds the three sockets; :meth:`step` is the loop's body.
 
-    ``adapters`` names those that are configured: a drain waits for them.
+    ``adapters`` are those that are configured: a drain waits for them.
 
     Raises:
         ZMQTrackError: an address cannot be bound.
     """
 
     def __init__(
-        self, config: DaemonConfig, journal: Journal, adapters: Collection[str] = ()
+        self, config: DaemonConfig, journal: Journal, adapters: Sequence[AdapterConfig] = ()
     ) -> None:
         assert config.ingest is not None and config.publish is not None
         self.config = config
@@ -87,6 +87,10 @@ class Broker:
         #: What was refused since the start, by reason, in frames or batches.
         self.refused: collections.Counter[str] = collections.Counter()
         self.received = self.duplicates = 0
+        #: How often each adapter's process had to be started again.
+        self.restarts: Callable[[], dict[str, int]] = dict
+        #: Has the configuration read again, and the outcome told; None: there is no file.
+        self.on_reload: Callable[[Callable[[Any], None]], None] | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 16_000)
         ring = KeyRing(config.keys) if config.keys else None
@@ -521,11 +525,25 @@ class Broker:
                 break
         self._poller.register(self._xpub, zmq.POLLIN)
 
-    # --- for control --------------------------------------------------------------------------
+    # --- for those beside it ------------------------------------------------------------------
+
+    def configure(self, config: DaemonConfig, adapters: Sequence[AdapterConfig]) -> None:
+        """Another configuration is in force; its addresses, keys and state_dir are the same."""
+        self.config = config
+        self.limits.configure(config.limits)
+        self._control.require(adapters)
 
     def note_end(self, name: str, detail: str) -> None:
         """An adapter's process has ended by itself."""
         self._control.note_end(name, detail)
+
+    def note_gone(self, name: str) -> None:
+        """An adapter that was taken out of the configuration has ended."""
+        self._control.note_gone(name)
+
+    def facts(self) -> dict[str, Any]:
+        """What a status tells."""
+        return self._control.facts()
 
     def receive_control(self) -> tuple[list[bytes], Client | None] | None:
         try:

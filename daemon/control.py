@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import reprlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zmqtrack import __version__, wire
+from zmqtrack.config import AdapterConfig
 from zmqtrack.errors import ControlError, FrameError
 from zmqtrack.keyring import Client
 from zmqtrack.records import MAX_INT, RunKey, check_name, check_type
@@ -32,8 +33,10 @@ STATUS_STREAMS = 1000
 class Control:
     """Serves requests; knows the adapters that have introduced themselves."""
 
-    def __init__(self, broker: Broker, required: Collection[str]) -> None:
-        self._required = frozenset(required)
+    def __init__(self, broker: Broker, adapters: Sequence[AdapterConfig]) -> None:
+        self._configured: dict[str, AdapterConfig] = {}
+        self._leaving: set[str] = set()  # no longer configured, and still delivering
+        self.require(adapters)
         self._drains: list[tuple[int, bytes, dict[str, Any]]] = []  # (offset, who asks, request)
         self._broker = broker
         self._journal = broker.journal
@@ -52,7 +55,13 @@ class Control:
             "dlq_fetch": ("", self._dlq_fetch),
             "dlq_retry": ("operator", self._dlq_retry),
             "dlq_drop": ("operator", self._dlq_drop),
+            "reload": ("operator", self._reload),
         }
+
+    def require(self, adapters: Sequence[AdapterConfig]) -> None:
+        """Nothing is trimmed, and no drain answered, before these have delivered it."""
+        before, self._configured = self._configured, {str(each.name): each for each in adapters}
+        self._leaving = (self._leaving | set(before)) - set(self._configured)
 
     def serve(self, limit: int = 200) -> None:
         """Answer up to ``limit`` requests that have come in."""
@@ -162,7 +171,7 @@ class Control:
 
     def _subscribe(self, identity: bytes, request: dict[str, Any]) -> None:
         """An adapter introduces itself: its cursor, under a session that outdates older ones."""
-        name = _cursor_name(request)
+        name = self._cursor_name(request)
         types = _types(request)
         self._check_grant(request)
         cursor = self._journal.cursor(name)
@@ -233,7 +242,7 @@ class Control:
 
     def _commit(self, identity: bytes, request: dict[str, Any]) -> None:
         """The tracker has confirmed all up to ``offset``: keep that, durably, then answer."""
-        name = _cursor_name(request)
+        name = self._cursor_name(request)
         cursor = self._current(name, request["session"])
         self._check_room(request)
         now = time.time()
@@ -293,10 +302,37 @@ class Control:
             )
 
     def _report(self, identity: bytes, request: dict[str, Any]) -> None:
-        name = _cursor_name(request)
+        name = self._cursor_name(request)
         self._current(name, request["session"])
         self._note_state(name, request)
         self._answer(identity, request, "reported", head=self._journal.head)
+
+    def _cursor_name(self, request: dict[str, Any]) -> str:
+        """The name under which a cursor is kept: no subscriber can touch another's, nor ours.
+
+        Those of our own adapters, of operators, and of the one that a key is named after, if it
+        is configured as external, are as they say.
+        """
+        name = check_name("name", request["name"])
+        client: Client = request["client"]
+        if client is ADAPTERS or "operator" in client.roles:
+            return name
+        if self._is_external(name, client):
+            return name
+        if ":" in name:
+            raise ControlError(
+                "bad_name", f"{name!r} has a ':', which parts it from your key's name"
+            )
+        return f"{client.name}:{name}"
+
+    def _is_external(self, name: str, client: Client) -> bool:
+        """Whether ``name`` is an adapter that runs elsewhere, and comes in with this key."""
+        config = self._configured.get(name)
+        return name == client.name and config is not None and config.external
+
+    def _is_own(self, name: str, client: Client) -> bool:
+        """Whether the cursor ``name`` is that of a subscriber."""
+        return name.startswith(f"{client.name}:") or self._is_external(name, client)
 
     def _current(self, name: str, session: int) -> Cursor:
         cursor = self._journal.cursor(name)
@@ -309,6 +345,13 @@ class Control:
         known = self._adapters.setdefault(name, {"type": "", "types": None, "seen": 0.0})
         known.update(state="ended", detail=detail)
 
+    def note_gone(self, name: str) -> None:
+        """An adapter that was taken out of the configuration has delivered, and ended."""
+        self._leaving.discard(name)
+        if name not in self._configured:
+            self._adapters.pop(name, None)
+        self._answer_drains()
+
     def _note_state(self, name: str, request: dict[str, Any]) -> None:
         known = self._adapters.setdefault(name, {"type": "", "types": None})
         known.update(
@@ -320,44 +363,58 @@ class Control:
     # --- operators ----------------------------------------------------------------------------
 
     def _status(self, identity: bytes, request: dict[str, Any]) -> None:
+        self._answer(identity, request, "status", **self.facts())
+
+    def facts(self) -> dict[str, Any]:
+        """All that a status tells; a few milliseconds' work."""
         head = self._journal.head
         streams, total = self._journal.streams(STATUS_STREAMS)
         dead = self._journal.count_dead_letters()
-        cursors = {name: Cursor(0, 0, b"", {}, 0.0) for name in self._required}
+        cursors = {name: Cursor(0, 0, b"", {}, 0.0) for name in self._configured}
         cursors |= dict(self._journal.cursors())
+        restarts = self._broker.restarts()
         adapters = {}
         for name, cursor in sorted(cursors.items()):
+            config = self._configured.get(name)
+            away = "away" if config or ":" in name else "removed"
             adapters[name] = {
-                **self._adapters.get(name, {"type": "", "types": None, "state": "away"}),
+                **self._adapters.get(name, {"type": "", "types": None, "state": away}),
+                "external": bool(config and config.external),
                 "cursor": cursor.offset,
                 "lag": head - cursor.offset,
                 "dead_letters": dead.get(name, 0),
+                "restarts": restarts.get(name, 0),
                 "counters": cursor.counters,
             }
-        self._answer(
-            identity,
-            request,
-            "status",
-            version=__version__,
-            now=time.time(),
-            control=self._broker.control_address,
-            ingest=self._broker.ingest_address,
-            publish=self._broker.publish_address,
-            daemon=self._broker.status(),
-            journal={
+        return {
+            "version": __version__,
+            "now": time.time(),
+            "control": self._broker.control_address,
+            "ingest": self._broker.ingest_address,
+            "publish": self._broker.publish_address,
+            "daemon": self._broker.status(),
+            "journal": {
                 "epoch": self._journal.epoch.hex(),
                 "head": head,
                 "batches": self._journal.batches,
                 "bytes": self._journal.bytes,
                 "file_bytes": self._journal.file_size(),
             },
-            adapters=adapters,
-            streams=[{"stream": stream.hex(), **known._asdict()} for stream, known in streams],
-            streams_total=total,
-            losses=[
+            "adapters": adapters,
+            "streams": [{"stream": stream.hex(), **known._asdict()} for stream, known in streams],
+            "streams_total": total,
+            "losses": [
                 {"reason": reason, "site": site, "n": n}
                 for reason, site, n in self._journal.counters()
             ],
+        }
+
+    def _reload(self, identity: bytes, request: dict[str, Any]) -> None:
+        """Answers when the configuration has been read again; that takes a second or so."""
+        if self._broker.on_reload is None:
+            raise ControlError("no_configuration", "this daemon has no file to read again")
+        self._broker.on_reload(
+            lambda outcome: self._answer(identity, request, "reloaded", **outcome._asdict())
         )
 
     def _drain(self, identity: bytes, request: dict[str, Any]) -> None:
@@ -375,9 +432,10 @@ class Control:
             self._answer(drain[1], drain[2], "drained", after_commit=True, head=drain[0])
 
     def delivered(self) -> int:
-        """The offset up to which every configured adapter has committed."""
+        """The offset up to which every adapter that shall have it has committed."""
         offsets = {name: cursor.offset for name, cursor in self._journal.cursors()}
-        return min((offsets.get(name, 0) for name in self._required), default=self._journal.head)
+        required = self._leaving | set(self._configured)
+        return min((offsets.get(name, 0) for name in required), default=self._journal.head)
 
     def _dlq(self, identity: bytes, request: dict[str, Any]) -> None:
         """Which dead letters there are, without their content; at most 1000."""
@@ -410,7 +468,7 @@ class Control:
         for ident in sorted(_ids(request)):
             found = self._journal.dead_letters(ids=[ident])
             if "operator" not in client.roles and client is not ADAPTERS:
-                found = [each for each in found if each.adapter.startswith(f"{client.name}:")]
+                found = [each for each in found if self._is_own(each.adapter, client)]
             letters += found
             if sum(len(letter.body) for letter in letters) >= PAGE_BYTES:
                 break
@@ -462,20 +520,6 @@ class Control:
             reason=reason,
             detail=detail,
         )
-
-
-def _cursor_name(request: dict[str, Any]) -> str:
-    """The name under which a cursor is kept: no subscriber can touch another's, nor the daemon's.
-
-    Those of our own adapters, and of operators, are as they say.
-    """
-    name = check_name("name", request["name"])
-    client: Client = request["client"]
-    if client is ADAPTERS or "operator" in client.roles:
-        return name
-    if ":" in name:
-        raise ControlError("bad_name", f"{name!r} has a ':', which parts it from your key's name")
-    return f"{client.name}:{name}"
 
 
 def _ids(request: dict[str, Any]) -> list[int]:

@@ -63,6 +63,12 @@ class Limits:
         self._keys: collections.OrderedDict[RunKey, set[int]] = collections.OrderedDict()
         self._n_keys = 0
 
+    def configure(self, config: LimitsConfig) -> None:
+        """Other limits from now on."""
+        if config != self.config:
+            self.config = config
+            self._buckets.clear()
+
     def wait(self, site: str, size: int) -> float:
         """0 if a batch of ``size`` bytes may come in, and takes it into account; else seconds."""
         now = time.monotonic()

@@ -419,7 +419,7 @@ def broker(folder: Path, keeps: Callable[[str, int], bool]) -> Iterator[LossyBro
     def serve() -> None:
         journal = Journal(folder / "state")
         config = DaemonConfig(control=f"ipc://{folder}/control", state_dir=folder / "state")
-        one = LossyBroker(config, journal, ["recorder"])
+        one = LossyBroker(config, journal, [AdapterConfig(type="recorder")])
         one.keeps = keeps
         handlers = one._control._handlers
         role, replay = handlers["replay"]

@@ -30,7 +30,7 @@ from zmqtrack.daemon.journal import Cursor, Journal
 from zmqtrack.daemon.limits import Limits
 
 from zmqtrack import wire
-from zmqtrack.config import DaemonConfig
+from zmqtrack.config import AdapterConfig, DaemonConfig
 from zmqtrack.records import Record, RunKey
 
 #: Most messages in one input.
@@ -67,6 +67,9 @@ class _Socket:
         self.outbox.append(frames)
 
 
+ADAPTERS = [AdapterConfig(type="tensorboard", name="tb")]
+
+
 class _Broker(Broker):
     def _bind(self, kind: int, address: str) -> Any:
         return _Socket(), address
@@ -93,7 +96,7 @@ class Daemon:
         for table in TABLES:
             self._db.execute(f"CREATE TABLE before.{table} AS SELECT * FROM main.{table}")
         self._changes = self._db.total_changes
-        self.broker = _Broker(config, self.journal, ["tb"])
+        self.broker = _Broker(config, self.journal, ADAPTERS)
         self.router: Any = self.broker._router
         self.pull: Any = self.broker._pull
         self.sockets: list[Any] = [self.router, self.pull, self.broker._xpub]
@@ -120,7 +123,7 @@ class Daemon:
         broker.refused.clear()
         broker.received = broker.duplicates = 0
         broker.limits = Limits(broker.config.limits, journal.runs_of)
-        broker._control = Control(broker, ["tb"])
+        broker._control = Control(broker, ADAPTERS)
         for socket in self.sockets:
             socket.inbox.clear()
             socket.outbox.clear()

@@ -18,6 +18,7 @@ from .common import fail as _fail
 from .common import print_json as _print_json
 from .doctor import examine
 from .keyring import keys_app
+from .service import service_app
 
 __all__ = ["app"]
 
@@ -32,6 +33,7 @@ app.add_typer(spool_app, name="spool", no_args_is_help=True)
 app.add_typer(keys_app, name="keys", no_args_is_help=True)
 dlq_app = typer.Typer(help="Dead letters: records that a tracker refused for good.")
 app.add_typer(dlq_app, name="dlq", no_args_is_help=True)
+app.add_typer(service_app, name="service", no_args_is_help=True)
 
 SpoolDir = Annotated[
     Path | None, typer.Option("--dir", help="The folder. Default: where writers keep theirs.")
@@ -78,6 +80,28 @@ def status(address: Address = None, key: KeyFile = None, as_json: AsJSON = False
         _print_json(facts)
     else:
         show.status(facts)
+
+
+@app.command()
+def reload(
+    address: Address = None, key: KeyFile = None, timeout: Timeout = 60.0, as_json: AsJSON = False
+) -> None:
+    """Have the daemon read its configuration again, and say what changed.
+
+    New adapters start and backfill, changed ones restart, removed ones deliver what is left and
+    stop; the others are not disturbed. With a mistake in a file nothing changes: exit code 78.
+
+    Example:  zmqtrack reload
+    """
+    with _daemon(address, key) as client:
+        facts = client.request("reload", timeout=timeout)
+    facts = {name: facts[name] for name in show.RELOAD}
+    if as_json:
+        _print_json(facts)
+    else:
+        show.reloaded(facts)
+    if facts["problems"]:
+        raise typer.Exit(78)
 
 
 @app.command()

@@ -12,21 +12,57 @@ from .. import wire
 from ..errors import FrameError
 from .doctor import Finding
 
-__all__ = ["clients", "dead_letters", "finding", "letters", "spools", "status"]
+__all__ = [
+    "COLOURS",
+    "age",
+    "clean",
+    "clients",
+    "dead_letters",
+    "finding",
+    "letters",
+    "size",
+    "spools",
+    "status",
+]
 
 #: Names and reasons come from anywhere: what looks like markup in them is none.
 console = Console(highlight=False, markup=False)
 
-#: Colours by the state of an adapter.
-_COLOURS = {"running": "green", "starting": "yellow", "retrying": "yellow", "blocked": "red"}
+#: Colours by the state of an adapter or a site; all others are bad ones.
+COLOURS = {
+    "running": "green",
+    "starting": "yellow",
+    "retrying": "yellow",
+    "active": "green",
+    "stale": "yellow",
+    "ended": "dim",
+}
+
+
+def clean(facts: Any) -> Any:
+    """Facts without anything that a terminal would act on: names and texts come from anywhere."""
+    if isinstance(facts, str):
+        return facts if facts.isprintable() else "".join(map(_printable, facts))
+    if isinstance(facts, dict):
+        return {clean(key): clean(value) for key, value in facts.items()}
+    if isinstance(facts, (list, tuple)):
+        return [clean(each) for each in facts]
+    return facts
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 def status(facts: dict[str, Any]) -> None:
+    facts = clean(facts)
     journal, now = facts["journal"], facts["now"]
     console.print(
         f"zmqtrackd {facts['version']} at {facts['control']}, up "
-        f"{_age(now - facts['daemon']['started'])}; journal: offset {journal['head']}, "
-        f"{journal['batches']} batches, {_bytes(journal['bytes'])}"
+        f"{age(now - facts['daemon']['started'])}; journal: offset {journal['head']}, "
+        f"{journal['batches']} batches, {size(journal['bytes'])}"
     )
     if facts["daemon"]["insecure"]:
         console.print("insecure: anybody who reaches it can log as any site", style="bold red")
@@ -40,7 +76,7 @@ def status(facts: dict[str, Any]) -> None:
         row[0] += stream["records"]
         row[1] = max(row[1], stream["last_seen"])
     for (site, experiment, run), (records, seen) in sorted(rows.items()):
-        table.add_row(site, experiment, run, f"{records:.0f}", f"{_age(now - seen)} ago")
+        table.add_row(site, experiment, run, f"{records:.0f}", f"{age(now - seen)} ago")
     console.print(table if rows else "no site has logged yet")
     if earlier := facts["streams_total"] - len(facts["streams"]):
         console.print(f"… and {earlier} streams that were seen before these")
@@ -49,7 +85,7 @@ def status(facts: dict[str, Any]) -> None:
         state = adapter["state"]
         table.add_row(
             name,
-            Text(state, style=_COLOURS.get(state, "red")),
+            Text(state, style=COLOURS.get(state, "red")),
             str(adapter["cursor"]),
             str(adapter["lag"]),
             str(adapter["counters"].get("delivered", 0)),
@@ -72,11 +108,35 @@ def status(facts: dict[str, Any]) -> None:
         console.print(table)
 
 
+#: What a reload tells, and how it is called.
+RELOAD = {
+    "problems": "problems",
+    "added": "added",
+    "changed": "changed, restarted",
+    "removed": "removed, stopping when it has delivered",
+    "at_next_start": "takes effect at the next start",
+}
+
+
+def reloaded(facts: dict[str, list[str]]) -> None:
+    if problems := facts["problems"]:
+        console.print("The daemon goes on with what it had:", style="bold red")
+        for problem in problems:
+            console.print(problem, soft_wrap=True)
+        return
+    for name, text in RELOAD.items():
+        if facts[name]:
+            console.print(f"{text}: {', '.join(facts[name])}", soft_wrap=True)
+    if not any(facts.values()):
+        console.print("read again: nothing has changed")
+
+
 def spools(found: list[dict[str, Any]]) -> None:
     if not found:
         console.print("nothing waits on this machine")
         return
     table = Table("stream", "experiment", "run", "site", "records", "bytes", "for", box=None)
+    found = clean(found)
     for spool in found:
         if spool["state"] == "waiting":
             table.add_row(
@@ -85,7 +145,7 @@ def spools(found: list[dict[str, Any]]) -> None:
                 spool["run"],
                 spool["site"],
                 str(spool["records"]),
-                _bytes(spool["bytes"]),
+                size(spool["bytes"]),
                 spool["address"],
             )
     console.print(table)
@@ -104,6 +164,7 @@ def finding(found: Finding) -> None:
 
 def clients(found: list[dict[str, Any]], now: float) -> None:
     """Who may come in."""
+    found = clean(found)
     table = Table("name", "roles", "sees", "keys", box=None)
     for facts in found:
         sees = ""
@@ -111,9 +172,9 @@ def clients(found: list[dict[str, Any]], now: float) -> None:
             topics = ", ".join(facts["topics"] or ["all types"])
             sees = f"{topics} of {', '.join(facts['sites'] or ['all sites'])}"
         ages = [
-            f"revoked {_age(now - key['revoked'])} ago"
+            f"revoked {age(now - key['revoked'])} ago"
             if "revoked" in key
-            else f"made {_age(now - key['created'])} ago"
+            else f"made {age(now - key['created'])} ago"
             for key in facts["keys"]
         ]
         table.add_row(facts["name"], ", ".join(facts["roles"]), sees, "; ".join(ages))
@@ -124,7 +185,7 @@ def dead_letters(letters: list[dict[str, Any]], total: int) -> None:
     if not letters:
         console.print("no dead letters")
         return
-    for letter in letters:
+    for letter in clean(letters):
         again = ", to be tried again" if letter["retrying"] else ""
         console.print(
             f"{letter['id']:>6}  {letter['adapter']}  {letter['type']}, {letter['records']} of "
@@ -158,7 +219,8 @@ def letters(facts: list[list[Any]], frames: list[bytes]) -> list[dict[str, Any]]
     return found
 
 
-def _age(seconds: float) -> str:
+def age(seconds: float) -> str:
+    """So long."""
     seconds = max(0, round(seconds))
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
@@ -166,9 +228,10 @@ def _age(seconds: float) -> str:
     return f"{seconds} s"
 
 
-def _bytes(size: float) -> str:
+def size(n: float) -> str:
+    """So many bytes."""
     for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+        if n < 1000:
+            return f"{n:.0f} {unit}"
+        n /= 1000
+    return f"{n:.1f} GB"
