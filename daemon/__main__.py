@@ -24,6 +24,7 @@ from .broker import Broker
 from .configuration import Reloader
 from .journal import Journal
 from .supervisor import Supervisor
+from .telemetry import Telemetry
 
 EX_CONFIG = 78
 #: Open files that we ask for: each writer has two connections, and the usual limit is 1024.
@@ -77,6 +78,7 @@ def serve(path: Path, config: Config) -> int:
     broker = Broker(config.daemon, journal, config.adapters)
     address = broker.control_address
     (config.daemon.state_dir / "address").write_text(address + "\n")
+    telemetry = _telemetry(config)
     children = Supervisor(
         config.daemon, address, broker.note_end, broker.note_gone, broker.adapters_key()
     )
@@ -97,16 +99,31 @@ def serve(path: Path, config: Config) -> int:
             hangups.clear()
             reloader.ask()
         reloader.step()
+        if telemetry is not None:
+            telemetry.step(broker.facts)
     log.info("stopping on %s", signal.Signals(stopping[0]).name)
     broker.stop_accepting()
     children.stop()
     while children.running:
         broker.step(0.05)
         children.step()
+        if telemetry is not None:
+            telemetry.step(broker.facts)
+    if telemetry is not None:
+        telemetry.close()
     broker.close()
     journal.close()
     log.info("stopped")
     return 0
+
+
+def _telemetry(config: Config) -> Telemetry | None:
+    if config.daemon.telemetry is None:
+        return None
+    telemetry = Telemetry(config.daemon.telemetry)
+    (config.daemon.state_dir / "telemetry-address").write_text(telemetry.address + "\n")
+    log.info("telemetry at http://%s/metrics", telemetry.address)
+    return telemetry
 
 
 def _raise_limit_of_open_files() -> None:

@@ -398,6 +398,7 @@ class Control:
                 "head": head,
                 "batches": self._journal.batches,
                 "bytes": self._journal.bytes,
+                "max_bytes": self._broker.config.max_bytes,
                 "file_bytes": self._journal.file_size(),
             },
             "adapters": adapters,
