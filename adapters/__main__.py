@@ -4,7 +4,8 @@ The daemon starts it with the adapter's configuration as one line of JSON on std
 stdin open: when that ends, the daemon has died, and so does the process. By hand, or as a
 service of its own on any machine that reaches the daemon:
 ``python -m zmqtrack.adapters --config FILE --name NAME``. With ``--check`` it reads a list of
-configurations and answers with what is wrong with them, as JSON.
+configurations and answers with what is wrong with them, as JSON; with ``--connect`` it tries
+their trackers, and answers with a line of JSON for each (see ``probe.py``).
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import threading
 from pathlib import Path
 from typing import Any, TextIO
 
-from zmqtrack import keys
+from zmqtrack import keys, logs
 from zmqtrack.config import AdapterConfig, load
 from zmqtrack.errors import ConfigError, ControlError, KeyFileError
 from zmqtrack.keys import Key
 
-from . import loader, secrets
+from . import loader, probe, secrets
 from .host import Host, Superseded
 
 EX_CONFIG = 78
@@ -36,16 +37,23 @@ def main() -> int:
     parser.add_argument("--config", type=Path, help="a configuration file; default: JSON on stdin")
     parser.add_argument("--name", help="the adapter's name in that file")
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--connect", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--timeout", type=float, default=10.0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     answer = sys.stdout
     secrets.guard_output()
     if arguments.check:
         return check(answer)
+    if arguments.connect:
+        return connect(answer, arguments.timeout)
+    if arguments.probe:
+        return probe_one(answer, arguments.timeout)
     if arguments.config:
         try:
             spec = _from_file(arguments.config, arguments.name)
         except ConfigError as error:
-            print(error, file=sys.stderr)
+            logs.complain(str(error))
             return EX_CONFIG
     else:
         spec = json.loads(sys.stdin.readline())
@@ -64,13 +72,30 @@ def check(answer: TextIO) -> int:
     return 0
 
 
+def connect(answer: TextIO, timeout: float) -> int:
+    """Answer a JSON list of adapter configurations with a line of JSON for each tracker."""
+    # As we were started ourselves, up to our arguments.
+    start = [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]]
+    command = [*start, "--probe", "--timeout", str(timeout)]
+    configs = json.load(sys.stdin)
+    probe.try_all(
+        configs, timeout, command, lambda found: print(json.dumps(found), file=answer, flush=True)
+    )
+    return 0
+
+
+def probe_one(answer: TextIO, timeout: float) -> int:
+    """Try the tracker of the one configuration that is on stdin."""
+    item = json.load(sys.stdin)
+    sys.stdout = sys.stderr  # whatever libraries print is no answer of ours
+    print(json.dumps(probe.try_one(item, timeout)), file=answer, flush=True)
+    return 0
+
+
 def run(spec: dict[str, Any], *, supervised: bool) -> int:
     config = AdapterConfig.model_validate(spec["adapter"])
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=spec.get("log_level", "info").upper(),
-        format=f"%(levelname)s [{config.name}] %(message)s",
-    )
+    level, log_format = spec.get("log_level", "info"), spec.get("log_format", "auto")
+    logs.configure(level, log_format, str(config.name), secrets.mask)
     log = logging.getLogger("zmqtrack.adapters")
     state_dir = Path(spec["state_dir"]) / "adapters" / str(config.name)
     state_dir.mkdir(parents=True, exist_ok=True)
@@ -86,7 +111,8 @@ def run(spec: dict[str, Any], *, supervised: bool) -> int:
         os.environ.update(secrets.resolve(config))
         host = Host(config, spec["address"], state_dir, _key(spec))
     except (loader.LoadError, secrets.SecretError, KeyFileError) as error:
-        log.error("%s", error)
+        for line in str(error).splitlines():
+            log.error("%s", line)
         return EX_CONFIG
     signal.signal(signal.SIGTERM, lambda *_: host.stop())
     signal.signal(signal.SIGINT, lambda *_: host.stop())
@@ -150,6 +176,7 @@ def _from_file(path: Path, name: str | None) -> dict[str, Any]:
                 "address": config.daemon.control,
                 "state_dir": str(config.daemon.state_dir),
                 "log_level": config.daemon.log_level,
+                "log_format": config.daemon.log_format,
                 "adapter": adapter.model_dump(mode="json"),
             }
     raise ConfigError([f"{path}: no adapter is named {name!r}; there are: {names}"])

@@ -143,8 +143,19 @@ def hide(values: Iterable[str]) -> None:
         # Of many lines each: a log may show them one by one.
         for part in {value, *(line.strip() for line in value.splitlines() if len(line) >= 8)}:
             spelled |= {part, quote(part), quote(part, safe=""), quote_plus(part)}
-            spelled |= {repr(part)[1:-1], json.dumps(part)[1:-1]}
+            once = _escaped(part)
+            spelled |= once.union(*map(_escaped, once))  # JSON in JSON, a literal in JSON
     _hidden = tuple(sorted(filter(None, spelled), key=len, reverse=True))
+
+
+def _escaped(text: str) -> set[str]:
+    """How it may stand in a string of Python's or JSON's."""
+    return {
+        repr(text)[1:-1],
+        repr("'\"" + text)[4:-1],  # where other text has both kinds of quotes, ours is escaped too
+        json.dumps(text)[1:-1],
+        json.dumps(text, ensure_ascii=False)[1:-1],
+    }
 
 
 def hide_passwords(options: Any) -> None:
