@@ -14,6 +14,7 @@ from .doctor import Finding
 
 __all__ = [
     "COLOURS",
+    "SITE_COLOURS",
     "age",
     "clean",
     "clients",
@@ -28,15 +29,9 @@ __all__ = [
 #: Names and reasons come from anywhere: what looks like markup in them is none.
 console = Console(highlight=False, markup=False)
 
-#: Colours by the state of an adapter or a site; all others are bad ones.
-COLOURS = {
-    "running": "green",
-    "starting": "yellow",
-    "retrying": "yellow",
-    "active": "green",
-    "stale": "yellow",
-    "ended": "dim",
-}
+#: Colours by the state of an adapter; of a site. All others are red.
+COLOURS = {"running": "green", "starting": "yellow", "retrying": "yellow"}
+SITE_COLOURS = {"active": "green", "stale": "yellow", "ended": "dim"}
 
 
 def clean(facts: Any) -> Any:
@@ -106,29 +101,6 @@ def status(facts: dict[str, Any]) -> None:
         for reason, where, n in losses:
             table.add_row(reason, where, str(n))
         console.print(table)
-
-
-#: What a reload tells, and how it is called.
-RELOAD = {
-    "problems": "problems",
-    "added": "added",
-    "changed": "changed, restarted",
-    "removed": "removed, stopping when it has delivered",
-    "at_next_start": "takes effect at the next start",
-}
-
-
-def reloaded(facts: dict[str, list[str]]) -> None:
-    if problems := facts["problems"]:
-        console.print("The daemon goes on with what it had:", style="bold red")
-        for problem in problems:
-            console.print(problem, soft_wrap=True)
-        return
-    for name, text in RELOAD.items():
-        if facts[name]:
-            console.print(f"{text}: {', '.join(facts[name])}", soft_wrap=True)
-    if not any(facts.values()):
-        console.print("read again: nothing has changed")
 
 
 def spools(found: list[dict[str, Any]]) -> None:
@@ -222,9 +194,9 @@ def letters(facts: list[list[Any]], frames: list[bytes]) -> list[dict[str, Any]]
 def age(seconds: float) -> str:
     """So long."""
     seconds = max(0, round(seconds))
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit}"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
     return f"{seconds} s"
 
 
