@@ -103,6 +103,29 @@ def status(facts: dict[str, Any]) -> None:
         console.print(table)
 
 
+#: What a reload tells, and how it is called.
+RELOAD = {
+    "problems": "problems",
+    "added": "added",
+    "changed": "changed, restarted",
+    "removed": "removed, stopping when it has delivered",
+    "at_next_start": "takes effect at the next start",
+}
+
+
+def reloaded(facts: dict[str, list[str]]) -> None:
+    if problems := facts["problems"]:
+        console.print("The daemon goes on with what it had:", style="bold red")
+        for problem in problems:
+            console.print(problem, soft_wrap=True)
+        return
+    for name, text in RELOAD.items():
+        if facts[name]:
+            console.print(f"{text}: {', '.join(facts[name])}", soft_wrap=True)
+    if not any(facts.values()):
+        console.print("read again: nothing has changed")
+
+
 def spools(found: list[dict[str, Any]]) -> None:
     if not found:
         console.print("nothing waits on this machine")
