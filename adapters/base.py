@@ -43,7 +43,18 @@ __all__ = [
 
 
 class TrackerError(ZMQTrackError):
-    """Base of what an adapter may raise from ``open`` and ``deliver``."""
+    """Base of what an adapter may raise from ``open``, ``deliver`` and ``probe``.
+
+    For a person who looks for what is wrong, ``code`` may be a word of its own for it, and
+    ``advice`` what to do: the command to run, or the key of the YAML to set.
+    """
+
+    code = "tracker_error"
+
+    def __init__(self, message: str, *, code: str = "", advice: str = "") -> None:
+        super().__init__(message)
+        self.code = code or self.code
+        self.advice = advice
 
 
 class Unavailable(TrackerError):
@@ -52,8 +63,12 @@ class Unavailable(TrackerError):
     ``retry_after`` is the wait that the tracker asked for, in seconds.
     """
 
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
+    code = "tracker_unavailable"
+
+    def __init__(
+        self, message: str, retry_after: float | None = None, *, code: str = "", advice: str = ""
+    ) -> None:
+        super().__init__(message, code=code, advice=advice)
         self.retry_after = retry_after
 
 
@@ -63,6 +78,8 @@ class Blocked(TrackerError):
     Nothing is discarded; the host shows the state and tries again now and then.
     """
 
+    code = "tracker_blocked"
+
 
 class Refused(TrackerError):
     """The tracker refuses the content for good.
@@ -71,6 +88,8 @@ class Refused(TrackerError):
     and puts those, and only those, among the dead letters. ``deliver`` must therefore be
     idempotent for what it had applied before it raised this.
     """
+
+    code = "tracker_refused"
 
 
 class Options(BaseModel):
@@ -136,6 +155,18 @@ class Adapter(ABC):
             Unavailable, Blocked, Refused: see there. Any other exception is taken as
                 :class:`Unavailable` and logged with its traceback.
         """
+
+    def probe(self, timeout: float) -> str:
+        """Try the tracker, changing nothing in it; say in a few words what was found.
+
+        For ``zmqtrack check --connect`` and ``zmqtrack doctor``, in a process of its own, which
+        calls neither :meth:`open` nor :meth:`deliver`, while another may be delivering. It
+        should take no longer than ``timeout`` seconds; much later the process is ended.
+
+        Raises:
+            Unavailable, Blocked, Refused: as ``deliver`` does, with ``advice`` where there is any.
+        """
+        return "not tried: its class has no probe()"
 
     def note(self) -> bytes:
         """What to store with the cursor, atomically; asked for after each ``deliver``."""

@@ -35,6 +35,7 @@ from zmqtrack.wire import Batch
 
 from .base import Adapter, Context, Options, Refused, other_name, own_entry, safe_name
 from .ledger import Ledger, disk, make_file, make_folder, replace_file
+from .probe import folder_to_write
 
 __all__ = ["JSONLAdapter", "restore"]
 
@@ -79,6 +80,9 @@ class JSONLAdapter(Adapter):
             lines = self._lines(batch, file.parent, f"{file.stem}.files")
             pieces.setdefault(file, bytearray()).extend(lines.encode())
         self._ledger.append(pieces)
+
+    def probe(self, timeout: float) -> str:
+        return folder_to_write(self._root, "dir")
 
     def note(self) -> bytes:
         return self._ledger.note()

@@ -32,17 +32,18 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count, zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import Field, field_validator
 
@@ -60,6 +61,7 @@ from .base import (
     leads_elsewhere,
 )
 from .ledger import Ledger, replace_file
+from .probe import folder_to_write
 
 __all__ = ["MLflowAdapter"]
 
@@ -91,6 +93,11 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_CONFIGURE_LOGGING": "false",  # it would write lines of its own form beside our log
 }
+
+_CREDENTIALS = (
+    "Give the adapter what that server asks for: under `secrets`, MLFLOW_TRACKING_TOKEN, or "
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+)
 
 _IMAGE = re.compile(r"\.(png|jpe?g|gif|webp|bmp|tiff?)", re.IGNORECASE)
 _EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}")
@@ -167,16 +174,10 @@ class MLflowAdapter(Adapter):
         for part in self._parts.rglob("*.*"):
             if part.is_file() and time.time() - part.stat().st_mtime > PART_AGE:
                 os.truncate(part, 0)
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         if (database := _sqlite_path(self.options.tracking_uri)) is not None:
             database.parent.mkdir(parents=True, exist_ok=True)
         with self._translated():
-            from mlflow import MlflowClient
-
-            _hand_over_retries()
-            self._client = MlflowClient(tracking_uri=self.options.tracking_uri)
-            self._client.search_experiments(max_results=1)
+            self._client = _connect(self.options.tracking_uri)
 
     def deliver(self, batches: Sequence[Batch]) -> None:
         groups: dict[RunKey, list[Batch]] = {}
@@ -195,6 +196,18 @@ class MLflowAdapter(Adapter):
             self._ledger.append(appended)
         if self._merged:
             self.context.count("mlflow: identical metric point merged", self._merged)
+
+    def probe(self, timeout: float) -> str:
+        uri = self.options.tracking_uri
+        if (database := _sqlite_path(uri)) is not None:
+            return _probe_sqlite(database, timeout)
+        if urlsplit(uri).scheme not in ("http", "https", "databricks", ""):
+            return _probe_database(uri, timeout)
+        # Two requests, each once.
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, int(timeout / 2)))
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+        with self._translated():
+            return _probe_server(uri)
 
     def note(self) -> bytes:
         return self._ledger.note()
@@ -554,7 +567,19 @@ def _translate(error: Exception, outside: BaseException | None = None) -> Tracke
         return Unavailable(text)
     else:
         return None
-    return _kind(status)(text)
+    return _as_status(status, text)
+
+
+def _as_status(status: int, text: str) -> TrackerError:
+    """The error that an answer with this status is; with advice, for a probe."""
+    code, advice = "", ""
+    if status in (401, 403, 407):
+        code, advice = "tracker_credentials", _CREDENTIALS
+    elif status in (404, 501) or "valid JSON" in text:
+        code, advice = "not_mlflow", "Correct options.tracking_uri: no MLflow server answers there"
+    elif status >= 500:
+        advice = "Start the MLflow server, look at its log, or correct options.tracking_uri"
+    return _kind(status)(text, code=code, advice=advice)
 
 
 def _kind(status: int) -> type[TrackerError]:
@@ -575,7 +600,7 @@ def _hand_over_retries() -> None:
     class HandOver(Retry):
         def is_retry(self, method: str, status_code: int, has_retry_after: bool = False) -> bool:
             if status_code in (401, 403, 413, 422):
-                raise _kind(status_code)(f"MLflow answers {status_code}")
+                raise _as_status(status_code, f"MLflow answers {status_code}")
             return super().is_retry(method, status_code, has_retry_after)
 
         def increment(self, *args: Any, response: Any = None, **more: Any) -> Any:
@@ -588,6 +613,106 @@ def _hand_over_retries() -> None:
             return super().increment(*args, **more)
 
     requests_of_mlflow.Retry = HandOver  # MLflow has no setting for this
+
+
+# --- where it is -------------------------------------------------------------------------
+
+
+def _connect(uri: str) -> Any:
+    """A client of the store at ``uri``, which has answered once."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    _hand_over_retries()
+    client = MlflowClient(tracking_uri=uri)
+    client.search_experiments(max_results=1)
+    return client
+
+
+def _probe_server(uri: str) -> str:
+    _connect(uri)
+    version = ""
+    if urlsplit(uri).scheme in ("http", "https"):
+        from mlflow.tracking._tracking_service.utils import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
+
+        answer = http_request(get_default_host_creds(uri), "/version", "GET", raise_on_status=False)
+        if answer.status_code == 200 and re.fullmatch(r"[\w.+-]{1,30}", answer.text.strip()):
+            version = f" {answer.text.strip()}"
+    return f"MLflow{version} at {uri} lets us in"
+
+
+def _probe_sqlite(database: Path, timeout: float) -> str:
+    """Without MLflow, which would make the tables, or change those of an older one."""
+    if not database.exists():
+        folder_to_write(database.parent, "tracking_uri")
+        return f"SQLite database {database} does not exist yet and can be made"
+    folder_to_write(database.parent, "tracking_uri")  # SQLite makes files beside it
+    try:
+        with closing(
+            sqlite3.connect(f"file:{quote(str(database))}?mode=rw", timeout, uri=True)
+        ) as db:
+            db.execute("BEGIN IMMEDIATE")
+            names = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+            known = "experiments" in names
+            count = known and db.execute("SELECT count(*) FROM experiments").fetchone()[0]
+            db.execute("ROLLBACK")
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise Unavailable(
+                f"{database} has been locked by another process for {timeout:g} s",
+                code="database_locked",
+                advice="Look which holds it (`fuser`); sites that write much need a server",
+            ) from error
+        raise Blocked(
+            f"{database} cannot be written: {error}",
+            code="folder_not_writable",
+            advice=(
+                "Let the daemon's user write it (chown, chmod), or correct options.tracking_uri"
+            ),
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise Blocked(
+            f"{database} is no SQLite database: {error}",
+            code="not_a_database",
+            advice="Correct options.tracking_uri, or put a backup in its place",
+        ) from error
+    if names and not known:
+        raise Blocked(
+            f"{database} is a database of something else: it has no table of MLflow's",
+            code="not_mlflow",
+            advice="Correct options.tracking_uri: name a file of its own for MLflow",
+        )
+    return f"MLflow's SQLite database {database} can be written, {count or 0} experiments"
+
+
+def _probe_database(uri: str, timeout: float) -> str:
+    """Any other that SQLAlchemy knows; only looked at."""
+    from sqlalchemy import create_engine, inspect
+    from sqlalchemy.exc import DBAPIError, NoSuchModuleError
+    from sqlalchemy.pool import NullPool
+
+    seconds = {"connect_timeout": max(1, int(timeout))}  # as both drivers' call it
+    known = uri.startswith(("postgres", "mysql"))
+    try:
+        engine = create_engine(uri, poolclass=NullPool, connect_args=seconds if known else {})
+        with engine.connect() as connection:
+            made = inspect(connection).has_table("experiments")
+    except (ImportError, NoSuchModuleError) as error:
+        raise Blocked(
+            f"no driver for this database: {error}",
+            code="no_driver",
+            advice=f"Install it beside zmqtrack: pip install "
+            f"{getattr(error, 'name', None) or 'what SQLAlchemy names for such an address'}",
+        ) from error
+    except DBAPIError as error:
+        raise Unavailable(
+            f"the database does not let us in: {error.orig}",
+            advice="Start it, or correct host, user and password in options.tracking_uri "
+            "(best as MLFLOW_TRACKING_URI under `secrets`)",
+        ) from error
+    return f"the database answers; MLflow's tables {'are there' if made else 'will be made'}"
 
 
 # --- names and values --------------------------------------------------------------------

@@ -32,6 +32,7 @@ from zmqtrack.wire import Batch
 
 from .base import Adapter, Context, Options, Refused, own_entry
 from .ledger import Ledger, disk, make_folder, replace_file
+from .probe import folder_to_write
 
 __all__ = ["TensorBoardAdapter"]
 
@@ -97,6 +98,9 @@ class TensorBoardAdapter(Adapter):
             self.context.count(reason, n)
         while len(self._files) > MAX_RUNS:
             self._files.popitem(last=False)
+
+    def probe(self, timeout: float) -> str:
+        return folder_to_write(self._root, "logdir")
 
     def note(self) -> bytes:
         return self._ledger.note()

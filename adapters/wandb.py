@@ -50,6 +50,7 @@ from zmqtrack.records import Record, RunKey
 from zmqtrack.wire import Batch
 
 from .base import Adapter, Blocked, Options, TrackerError, Unavailable
+from .probe import folder_to_write
 from .wandb_run import ANNOUNCES, FLUSH_INTERVAL, Run
 
 __all__ = ["WandBAdapter"]
@@ -91,10 +92,7 @@ class WandBAdapter(Adapter):
         self._core: Any = None
         self._end_orphan()
         self._dir = self.options.dir.resolve()
-        self._mode = self.options.mode
-        if self._mode is None:
-            offline = os.environ.get("WANDB_MODE") in ("offline", "dryrun")
-            self._mode = "offline" if offline else "online"
+        self._mode: Literal["online", "offline"] = "offline" if self._offline() else "online"
         try:
             (self._dir / "zmqtrack").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -102,6 +100,9 @@ class WandBAdapter(Adapter):
         logging.getLogger("wandb").setLevel(logging.WARNING)
         # Else an artifact's files wait for their upload in the user's home.
         os.environ.setdefault("WANDB_DATA_DIR", str(self._dir / "zmqtrack"))
+
+    def _offline(self) -> bool:
+        return (self.options.mode or os.environ.get("WANDB_MODE")) in ("offline", "dryrun")
 
     def deliver(self, batches: Sequence[Batch]) -> None:
         try:
@@ -117,6 +118,18 @@ class WandBAdapter(Adapter):
             # wandb-core died, or may as well have: begin anew from what is on disk.
             self._abandon()
             raise Unavailable(f"wandb: {type(error).__name__}: {error}") from error
+
+    def probe(self, timeout: float) -> str:
+        folder = folder_to_write(self.options.dir.resolve(), "dir")
+        if self._offline():
+            return f"offline: {folder}; `wandb sync` sends it"
+        from wandb.sdk import wandb_setup
+
+        settings = wandb_setup.singleton().settings  # from wandb's own places
+        base = settings.base_url.rstrip("/")
+        if settings.identity_token_file:
+            return f"{folder}; {base} not tried: an identity token is used"
+        return f"{_probe_server(base, settings.api_key, timeout)}; {folder}"
 
     def close(self) -> None:
         import wandb
@@ -339,6 +352,51 @@ class WandBAdapter(Adapter):
         # step_sync would give rows that have no step the last one.
         opened.define_metric("*", step_metric="zmqtrack/step", step_sync=False)
         return opened
+
+
+def _probe_server(base: str, key: str | None, timeout: float) -> str:
+    """Ask a W&B server who we are; wandb itself would try for minutes."""
+    import requests
+    from requests.utils import get_netrc_auth
+
+    if key is None:
+        key = (get_netrc_auth(base) or (None, None))[1]
+    if key is None:
+        raise Blocked(
+            f"no API key for {base}",
+            code="no_credentials",
+            advice=f"Write the key of {base}/authorize into a file (chmod 600), and name it in the "
+            "YAML: `secrets: {WANDB_API_KEY: {file: PATH}}`; or set `options: {mode: offline}`",
+        )
+    try:
+        answer = requests.post(
+            f"{base}/graphql",
+            json={"query": "query { viewer { username entity } }"},
+            auth=("api", key),
+            timeout=timeout,
+        )
+        viewer = (answer.json().get("data") or {}).get("viewer") if answer.ok else None
+    except (requests.JSONDecodeError, AttributeError) as error:
+        raise Blocked(
+            f"what answers at {base} is no W&B server",
+            code="not_wandb",
+            advice="Correct WANDB_BASE_URL",
+        ) from error
+    except requests.RequestException as error:
+        raise Unavailable(
+            f"no W&B server answers at {base}: {error}",
+            advice="Look at the network (a proxy goes into HTTPS_PROXY), or correct WANDB_BASE_URL",
+        ) from error
+    if answer.status_code in (401, 403) or (answer.ok and viewer is None):
+        raise Blocked(
+            f"{base} refuses the API key ({answer.status_code})",
+            code="tracker_credentials",
+            advice=f"Get a valid one at {base}/authorize, and put it where `secrets` of the "
+            "adapter names it as WANDB_API_KEY",
+        )
+    if viewer is None:
+        raise Unavailable(f"{base} answers {answer.status_code} {answer.reason}")
+    return f"{base} knows us as {viewer.get('username') or viewer.get('entity')}"
 
 
 def _rows(batch: Batch, held: set[str]) -> Iterator[tuple[list[str], list[Record]]]:
