@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import logging
 import math
 import sqlite3
@@ -13,12 +14,12 @@ from typing import Any
 
 import zmq
 
-from zmqtrack import wire
+from zmqtrack import peek, wire
 from zmqtrack.config import AdapterConfig, DaemonConfig
 from zmqtrack.errors import ControlError, FrameError, ZMQTrackError
 from zmqtrack.keyring import Client, KeyRing
 from zmqtrack.keys import Key
-from zmqtrack.records import RESERVED, RunKey
+from zmqtrack.records import RESERVED, Record, RunKey
 from zmqtrack.wire import Header
 
 from .audit import Audit
@@ -26,6 +27,7 @@ from .auth import ANYBODY, Auth, grants
 from .control import Control
 from .journal import Entry, Journal, Stream
 from .limits import Exceeded, Limits
+from .sites import Life, Sites
 
 __all__ = ["Broker"]
 
@@ -65,6 +67,9 @@ HOLD = 1.0
 #: A refusal is logged once and then at most so often (seconds), with the count since.
 LOG_INTERVAL = 10.0
 
+#: What a writer says of itself: records in its spool, step and time of what it logged last.
+Beat = tuple[int, "int | None", float]
+
 
 class Broker:
     """Binds the three sockets; :meth:`step` is the loop's body.
@@ -83,6 +88,7 @@ class Broker:
         self.journal = journal
         self.audit = Audit(config.state_dir)
         self.limits = Limits(config.limits, journal.runs_of)
+        self.sites = Sites(RunKey(*run) for run in journal.open_runs())
         self.started = time.time()
         #: What was refused since the start, by reason, in frames or batches.
         self.refused: collections.Counter[str] = collections.Counter()
@@ -91,6 +97,8 @@ class Broker:
         self.restarts: Callable[[], dict[str, int]] = dict
         #: Has the configuration read again, and the outcome told; None: there is no file.
         self.on_reload: Callable[[Callable[[Any], None]], None] | None = None
+        #: Has each tracker tried for so many seconds, and the findings told; None: nobody does.
+        self.on_probe: Callable[[float, Callable[[Any], None]], None] | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 16_000)
         ring = KeyRing(config.keys) if config.keys else None
@@ -169,6 +177,55 @@ class Broker:
                 config.max_bytes,
             )
         self._full = full
+        if config.lease and not self.holding:
+            for run, life in self.sites.silent(config.lease):
+                self._end_for_silence(run, life)
+
+    def _end_for_silence(self, run: RunKey, life: Life) -> None:
+        """Let the trackers know: as a batch of a stream that is ours, one for each run key.
+
+        It ends at its writer's own time, so that what that logs later lies behind the end.
+        """
+        log.warning(
+            "run %s was silent for %g s: it ends as killed, until it is back",
+            "/".join(run),
+            self.config.lease,
+        )
+        name = "\0".join(run).encode() + self.journal.epoch
+        stream = hashlib.sha256(name).digest()[:16]
+        known = self.journal.stream(stream)
+        now = time.time()
+        header = Header(stream, (known.seq if known else 0) + 1, run, 1)
+        body = wire.encode_body([Record("end", "killed", None, life.clock or now)])
+        self.journal.append("run", header, body, now)
+        self.journal.set_run(run, "killed")
+        self.sites.end(run)
+        self._pending += 1
+        self._mark_dirty()
+
+    def _note_life(self, data_type: str, header: Header, body: bytes) -> None:
+        """A batch was taken: its run is open, or has ended with it."""
+        if data_type == "run" and "end" in _keys(header, body):
+            self.sites.end(header.run)
+            self.journal.set_run(header.run, "ended")
+        elif self.sites.hear(header.run):
+            self.journal.set_run(header.run, "open")
+
+    def note_beat(self, client: Client, stream: bytes, run: RunKey, seq: int, facts: Beat) -> None:
+        """A writer says that it lives. One that has sent more since says less than its batches.
+
+        Raises:
+            FrameError: it may not speak for that run.
+        """
+        known = self.journal.stream(stream)
+        self._check_owner(client, stream, run, known)
+        if known is None or known.seq > seq or known.run != run:
+            return
+        if self.limits.wait(run.site, 0) or self.holding:
+            return
+        if self.sites.hear(run):
+            self.journal.set_run(run, "open")
+        self.sites.beat(run, stream, *facts)
 
     @property
     def holding(self) -> bool:
@@ -237,13 +294,16 @@ class Broker:
         if len(frames) != 3:
             raise FrameError("bad_frames", f"{len(frames)} frames; a batch has 3")
         data_type = wire.decode_topic(frames[0])
-        if data_type in RESERVED - {"lost"}:
+        if data_type in RESERVED - {"lost", "probe"}:
             raise FrameError("bad_type", f"{data_type!r} is the daemon's own word")
         header = wire.decode_header(frames[1])
         self.received += 1
         known = self.journal.stream(header.stream)
         last = known.seq if known else 0
         self._check_owner(client, header.stream, header.run, known)
+        if data_type == "probe":
+            self._answer_probe(header, known)
+            return
         if known is None and not self._may_begin(header):
             return
         if self.holding:
@@ -276,9 +336,25 @@ class Broker:
             self._reject(data_type, header, excess.reason, str(excess))
         else:
             self.journal.append(data_type, header, frames[2], time.time())
+            self._note_life(data_type, header, frames[2])
             self._answer[header.stream] = "ack"
             self._pending += 1
             self._mark_dirty()
+
+    def _answer_probe(self, header: Header, known: Stream | None) -> None:
+        """Somebody looks whether a batch arrives, and is acknowledged. Nothing of it is kept.
+
+        Raises:
+            FrameError: it is under a stream that has batches.
+        """
+        if known is not None:
+            raise FrameError("bad_type", f"a probe under stream {header.stream.hex()}, in use")
+        wait = self.limits.wait(header.run.site, 0)
+        if wait or self.holding:
+            self._slow_down(header, wait or HOLD)
+        elif route := self._routes.pop(header.stream, None):
+            message = wire.encode_control("ack", stream=header.stream, seq=header.seq)
+            self.reply([route, message], after_commit=True)
 
     def _may_begin(self, header: Header) -> bool:
         """A stream that is new, and may not have been greeted: its site may have too many.
@@ -446,6 +522,7 @@ class Broker:
     def _on_disk_error(self, error: sqlite3.OperationalError) -> None:
         """Nothing was committed, so nothing is acknowledged: writers will send it again."""
         self.journal.rollback()
+        self.sites = Sites(RunKey(*run) for run in self.journal.open_runs())
         self._answer.clear()
         self._replies.clear()
         self._commit_due, self._pending = 0.0, 0
@@ -555,8 +632,12 @@ class Broker:
         """What our own adapters come in with."""
         return self._auth.adapters_key(self.control_address)
 
-    def check_writer(self, client: Client, stream: bytes, run: RunKey) -> None:
+    def check_writer(
+        self, client: Client, stream: bytes, run: RunKey, *, probing: bool = False
+    ) -> None:
         """A writer greets: may it be who it says, and may there be one more?
+
+        One that only looks whether it could write is none more.
 
         Raises:
             ControlError: no. Its records stay with it.
@@ -565,7 +646,8 @@ class Broker:
             self._check_owner(client, stream, run, self.journal.stream(stream))
             if self.limits.wait(run.site, 0):
                 raise ControlError("over_rate", f"site {run.site} asks and sends too often")
-            self.limits.open_stream(stream, run)
+            if not probing:
+                self.limits.open_stream(stream, run)
         except FrameError as error:
             raise ControlError(error.reason, error.detail) from None
         except Exceeded as error:
@@ -633,3 +715,11 @@ class Broker:
             "keys": self._auth.admitted if self._auth.ring is not None else None,
             "insecure": self.config.insecure and self._auth.ring is None,
         }
+
+
+def _keys(header: Header, body: bytes) -> list[str]:
+    """The keys in a body; none where it cannot be read, which adapters will say."""
+    try:
+        return peek.keys(header.codec, body)
+    except FrameError:
+        return []

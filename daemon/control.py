@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import reprlib
 import time
@@ -15,7 +16,7 @@ from zmqtrack.keyring import Client
 from zmqtrack.records import MAX_INT, RunKey, check_name, check_type
 
 from .auth import ADAPTERS
-from .journal import Cursor, DeadLetter
+from .journal import Cursor, DeadLetter, Stream
 
 if TYPE_CHECKING:
     from .broker import Broker
@@ -26,6 +27,8 @@ __all__ = ["Control"]
 MAX_CURSORS, MAX_TYPES, MAX_COUNTERS = 20, 100, 200
 #: Most bytes in one page of a replay.
 PAGE_BYTES = 8 << 20
+#: Longest that a tracker is tried, in seconds.
+MAX_PROBE = 60
 #: Streams that a status tells of: with the longest names they fit into one message.
 STATUS_STREAMS = 1000
 
@@ -45,6 +48,7 @@ class Control:
         #: What may be asked for, and the role that it takes.
         self._handlers: dict[str, tuple[str, Callable[[bytes, dict[str, Any]], None]]] = {
             "hello": ("", self._hello),
+            "beat": ("writer", self._beat),
             "subscribe": ("subscriber", self._subscribe),
             "replay": ("subscriber", self._replay),
             "commit": ("subscriber", self._commit),
@@ -56,6 +60,7 @@ class Control:
             "dlq_retry": ("operator", self._dlq_retry),
             "dlq_drop": ("operator", self._dlq_drop),
             "reload": ("operator", self._reload),
+            "probe": ("operator", self._probe),
         }
 
     def require(self, adapters: Sequence[AdapterConfig]) -> None:
@@ -138,6 +143,7 @@ class Control:
             max_body=self._broker.config.max_body,
             max_records=self._broker.limits.config.records,
             window=self._broker.window(),
+            beat=self._broker.config.stale_after / 3,
             you={"name": request["client"].name, "roles": sorted(request["client"].roles)},
             sizes={
                 name: getattr(self._broker.limits.config, name)
@@ -153,11 +159,15 @@ class Control:
             check_name(what, name)
         if "writer" not in request["client"].roles:
             self._check_role(request, "writer")
-        self._broker.check_writer(request["client"], stream, RunKey(experiment, run, site))
+        probing = request.get("role") == "probe"
+        key = RunKey(experiment, run, site)
+        self._broker.check_writer(request["client"], stream, key, probing=probing)
         if self._broker.holding:
             # A welcome would have it send again, each time, what waits in our memory already.
             raise ControlError("busy", "the daemon has no room; records are kept here until then")
         self._broker.set_route(stream, identity)
+        if probing:
+            return 0
         known = self._journal.stream(stream)
         seq, acked = known.seq if known else 0, _number(request.get("acked", 0))
         if acked > seq:
@@ -166,6 +176,19 @@ class Control:
             self._journal.count("journal_lost_batches", site, acked - seq)
             seq = acked
         return seq
+
+    def _beat(self, identity: bytes, request: dict[str, Any]) -> None:
+        """A writer lives, and says how it is. Nothing is answered."""
+        step, clock = request["step"], request["time"]
+        if type(clock) is not float or not math.isfinite(clock):
+            raise ValueError("the time is no number")
+        self._broker.note_beat(
+            request["client"],
+            request["stream"],
+            RunKey(*request["run"]),
+            _number(request["seq"]),
+            (_number(request["spooled"]), None if step is None else _number(step, -MAX_INT), clock),
+        )
 
     # --- adapters -----------------------------------------------------------------------------
 
@@ -402,6 +425,7 @@ class Control:
                 "file_bytes": self._journal.file_size(),
             },
             "adapters": adapters,
+            "sites": self._sites(streams),
             "streams": [{"stream": stream.hex(), **known._asdict()} for stream, known in streams],
             "streams_total": total,
             "losses": [
@@ -410,12 +434,48 @@ class Control:
             ],
         }
 
+    def _sites(self, streams: list[tuple[bytes, Stream]]) -> list[dict[str, Any]]:
+        """Of each run of a site, how it is; those that were seen last come last."""
+        found: dict[tuple[str, str, str], dict[str, Any]] = {}
+        stale = time.monotonic() - self._broker.config.stale_after
+        for _, known in sorted(streams, key=lambda item: item[1].last_seen):
+            facts = found.pop(known.run, None)
+            if facts is None:
+                facts = dict(zip(("experiment", "run", "site"), known.run, strict=True))
+                facts |= {"records": 0, "streams": 0, "spooled": None, "step": None}
+            facts["records"] += known.records
+            facts["streams"] += 1
+            facts["last_seen"] = known.last_seen
+            found[known.run] = facts
+        for run, facts in found.items():
+            life = self._broker.sites.life(RunKey(*run))
+            if life is None:
+                facts["state"] = self._journal.run_state(run) or "ended"
+                continue
+            facts["state"] = "stale" if life.heard < stale else "active"
+            facts["step"] = life.step
+            facts["last_seen"] = max(
+                facts["last_seen"], time.time() - (time.monotonic() - life.heard)
+            )
+            if life.spooled:
+                facts["spooled"] = sum(life.spooled.values())
+        return list(found.values())
+
     def _reload(self, identity: bytes, request: dict[str, Any]) -> None:
         """Answers when the configuration has been read again; that takes a second or so."""
         if self._broker.on_reload is None:
             raise ControlError("no_configuration", "this daemon has no file to read again")
         self._broker.on_reload(
             lambda outcome: self._answer(identity, request, "reloaded", **outcome._asdict())
+        )
+
+    def _probe(self, identity: bytes, request: dict[str, Any]) -> None:
+        """Answers when each tracker has been tried; that takes as long as the slowest of them."""
+        if self._broker.on_probe is None:
+            raise ControlError("no_configuration", "this daemon has no adapters of its own")
+        self._broker.on_probe(
+            float(_number(request["timeout"], 1, MAX_PROBE)),
+            lambda found: self._answer(identity, request, "probed", trackers=found),
         )
 
     def _drain(self, identity: bytes, request: dict[str, Any]) -> None:
@@ -529,10 +589,10 @@ def _ids(request: dict[str, Any]) -> list[int]:
     return [_number(ident) for ident in request["ids"]]
 
 
-def _number(value: object, least: int = 0) -> int:
+def _number(value: object, least: int = 0, most: int = MAX_INT) -> int:
     """An integer that a database takes; what comes from outside may be anything."""
-    if type(value) is not int or not least <= value <= MAX_INT:
-        raise ValueError(f"{reprlib.repr(value)} is not an integer from {least} to {MAX_INT}")
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{reprlib.repr(value)} is not an integer from {least} to {most}")
     return value
 
 

@@ -56,6 +56,9 @@ CREATE TABLE IF NOT EXISTS dead_letter (
     header BLOB NOT NULL, body BLOB NOT NULL, place INTEGER NOT NULL, reason TEXT NOT NULL,
     time REAL NOT NULL, retry INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS dead_letter_of ON dead_letter (adapter, header, place);
+CREATE TABLE IF NOT EXISTS run_state (
+    experiment TEXT NOT NULL, run TEXT NOT NULL, site TEXT NOT NULL, state TEXT NOT NULL,
+    PRIMARY KEY (experiment, run, site)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counter (
     reason TEXT NOT NULL, site TEXT NOT NULL, n INTEGER NOT NULL,
     PRIMARY KEY (reason, site)) WITHOUT ROWID;
@@ -68,6 +71,7 @@ TABLES = (
     ("cursor", "name"),
     ("dead_letter", "id"),
     ("counter", "reason || char(0) || site"),
+    ("run_state", "experiment || char(0) || run || char(0) || site"),
 )
 
 
@@ -536,6 +540,22 @@ class Journal:
         total: int = self._db.execute("SELECT count(*) FROM stream").fetchone()[0]
         found = [(row[0], Stream(row[1], (row[2], row[3], row[4]), *row[5:])) for row in rows]
         return found, total
+
+    def set_run(self, run: tuple[str, str, str], state: str) -> None:
+        """A run is ``open``, has ``ended`` or was ``killed``; it counts after :meth:`commit`."""
+        self._begin()
+        self._db.execute("INSERT OR REPLACE INTO run_state VALUES (?, ?, ?, ?)", (*run, state))
+
+    def run_state(self, run: tuple[str, str, str]) -> str | None:
+        row = self._db.execute(
+            "SELECT state FROM run_state WHERE experiment = ? AND run = ? AND site = ?", run
+        ).fetchone()
+        return row and str(row[0])
+
+    def open_runs(self) -> list[tuple[str, str, str]]:
+        return self._db.execute(
+            "SELECT experiment, run, site FROM run_state WHERE state = 'open'"
+        ).fetchall()
 
     def runs_of(self, site: str) -> set[tuple[str, str]]:
         """(experiment, run) of all that a site has ever logged in."""

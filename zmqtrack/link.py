@@ -51,6 +51,11 @@ class Link:
         self._window_bytes = WINDOW_BYTES  # the daemon may allow less
         self._slow_until = 0.0  # it asked us to wait so long
         self._probing = False  # and then to try with one batch
+        #: Say now and then that the writer lives, with the step and time of what it logged last.
+        self.beats = False
+        self.step: int | None = None
+        self.clock = 0.0
+        self._beat_every = self._beat_due = 0.0
         #: Largest values that the daemon takes, by data type.
         self.sizes: dict[str, int] = {}
         #: Records that the daemon refused for good, by reason.
@@ -82,6 +87,8 @@ class Link:
             self._greet()
         if self._welcome:
             self._push()
+            if self.beats and self._beat_every and time.monotonic() >= self._beat_due:
+                self._beat()
 
     # --- what the daemon says --------------------------------------------------------------
 
@@ -113,6 +120,7 @@ class Link:
         self._welcome = True
         self._window_bytes = min(WINDOW_BYTES, int(message.get("window", WINDOW_BYTES)))
         self.sizes = dict(message.get("sizes") or {})
+        self._beat_every = float(message.get("beat") or 0.0)
         if self._is_same(message):
             self._acknowledge(message["seq"])
         self._go_back()
@@ -187,6 +195,23 @@ class Link:
             return  # nobody there yet: the next pump tries again, ZeroMQ reconnects by itself
         self._due = now + self._patience
         self._patience = min(2 * self._patience, PATIENCE_MAX)
+
+    def _beat(self) -> None:
+        """Tell the daemon that the writer lives; where that gets lost, the next one tells it."""
+        self._beat_due = time.monotonic() + self._beat_every
+        beat = wire.encode_control(
+            "beat",
+            stream=self.spool.stream,
+            run=list(self.spool.run),
+            seq=self.spool.last,
+            spooled=self.spool.pending(),
+            step=self.step,
+            time=self.clock,
+        )
+        try:
+            self.control.send(beat, zmq.NOBLOCK)
+        except zmq.Again:
+            pass
 
     def _push(self) -> None:
         """Push batches until the window is full, the spool is empty or ZeroMQ says later."""

@@ -141,9 +141,11 @@ class Sender(threading.Thread):
     def run(self) -> None:
         own = Link(self._spool, self._spool.address, self._key)
         self._links = [own]
+        own.beats = True
         try:
             while True:
                 deadline = self._deadline  # read first: nothing is logged after it is set
+                own.beats = deadline is None
                 try:
                     self._turn(own)
                 except Exception:
@@ -233,6 +235,9 @@ class Sender(threading.Thread):
         self._note(len(entries))
         if self._egress:
             entries = self._egress.sift(entries)
+        if entries and self._links:
+            _, _, step, self._links[0].clock, _ = entries[-1]
+            self._links[0].step = self._links[0].step if step is None else step
         groups: dict[str, list[Entry]] = {}
         if len({entry[4] for entry in entries}) == 1:  # the usual case: nothing but metrics
             groups[entries[0][4]] = entries

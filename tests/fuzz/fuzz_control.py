@@ -44,7 +44,7 @@ HEADER = wire.encode_header(wire.Header(STREAM, 1, RUN, 1, 0, 1, b"e" * 16))
 FRAMES = [b"note", b"reason", HEADER, BODY, b"\xff", b"not a header", b"not a body"]
 TOPICS = [b"metric/", b"lost/", b"text/", b"image/", b"artifact/", b"own/", b"head/", b"pulse/"]
 #: Everything that the journal keeps.
-TABLES = ("meta", "batch", "stream", "cursor", "dead_letter", "counter")
+TABLES = ("meta", "batch", "stream", "cursor", "dead_letter", "counter", "run_state")
 
 #: What came of the inputs until now; the last one's is the reason, or the op of its last answer.
 outcomes: Counter[str] = Counter()

@@ -63,16 +63,21 @@ def status(facts: dict[str, Any]) -> None:
         console.print("insecure: anybody who reaches it can log as any site", style="bold red")
     elif facts["daemon"]["keys"] is not None:
         console.print(f"keys: {facts['daemon']['keys']} may come in")
-    table = Table("site", "experiment", "run", "records", "last seen", box=None)
-    rows: dict[tuple[str, str, str], list[float]] = {}
-    for stream in facts["streams"]:
-        experiment, run, site = stream["run"]
-        row = rows.setdefault((site, experiment, run), [0, 0.0])
-        row[0] += stream["records"]
-        row[1] = max(row[1], stream["last_seen"])
-    for (site, experiment, run), (records, seen) in sorted(rows.items()):
-        table.add_row(site, experiment, run, f"{records:.0f}", f"{age(now - seen)} ago")
-    console.print(table if rows else "no site has logged yet")
+    table = Table(
+        "site", "experiment", "run", "state", "records", "step", "waiting", "seen", box=None
+    )
+    for site in sorted(facts["sites"], key=lambda s: (s["site"], s["experiment"], s["run"])):
+        state = Text(site["state"], style=SITE_COLOURS.get(site["state"], "red"))
+        counts = [site["records"], site["step"], site["spooled"]]
+        table.add_row(
+            site["site"],
+            site["experiment"],
+            site["run"],
+            state,
+            *("" if count is None else str(count) for count in counts),
+            f"{age(now - site['last_seen'])} ago",
+        )
+    console.print(table if facts["sites"] else "no site has logged yet")
     if earlier := facts["streams_total"] - len(facts["streams"]):
         console.print(f"… and {earlier} streams that were seen before these")
     table = Table("adapter", "state", "cursor", "lag", "delivered", "dead letters", "", box=None)

@@ -1,0 +1,69 @@
+"""Who is alive: each run of a site is active, stale, ended, or killed after its lease.
+
+Wall clocks do not matter here: silence is measured by the daemon's own monotonic clock, and a
+run that ends for its silence ends at the time that its writer said last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from zmqtrack.records import RunKey
+
+__all__ = ["Life", "Sites"]
+
+#: Open runs that are watched; beyond, the one that was opened first is no longer.
+WATCHED = 100_000
+
+
+@dataclass(slots=True)
+class Life:
+    """What a run's writers last said. ``clock`` is theirs, in seconds since the epoch."""
+
+    heard: float = field(default_factory=time.monotonic)
+    clock: float = 0.0
+    step: int | None = None
+    spooled: dict[bytes, int] = field(default_factory=dict)  # records, by stream
+
+
+class Sites:
+    """The runs that are open: they have begun, and have not ended."""
+
+    def __init__(self, open_runs: Iterable[RunKey]) -> None:
+        self._open = {run: Life() for run in open_runs}  # after a start all have a whole lease
+
+    def hear(self, run: RunKey) -> bool:
+        """Something came of a run; True if it was not open before."""
+        life = self._open.get(run)
+        if life is not None:
+            life.heard = time.monotonic()
+            return False
+        if len(self._open) >= WATCHED:
+            del self._open[next(iter(self._open))]
+        self._open[run] = Life()
+        return True
+
+    def beat(
+        self, run: RunKey, stream: bytes, spooled: int, step: int | None, clock: float
+    ) -> None:
+        """What a writer says of itself; the run is open."""
+        life = self._open[run]
+        if len(life.spooled) < 1000:
+            life.spooled[stream] = spooled
+        life.clock = max(life.clock, clock)
+        if step is not None:
+            life.step = step
+
+    def end(self, run: RunKey) -> None:
+        self._open.pop(run, None)
+
+    def life(self, run: RunKey) -> Life | None:
+        """What is known of a run; None if it is not open."""
+        return self._open.get(run)
+
+    def silent(self, lease: float) -> list[tuple[RunKey, Life]]:
+        """The open runs that nothing was heard of for ``lease`` seconds."""
+        before = time.monotonic() - lease
+        return [(run, life) for run, life in self._open.items() if life.heard < before]
