@@ -14,7 +14,7 @@ import sqlite3
 import sys
 from pathlib import Path
 
-from zmqtrack import __version__
+from zmqtrack import __version__, logs
 from zmqtrack.config import Config
 from zmqtrack.errors import ConfigError, KeyFileError, ZMQTrackError
 from zmqtrack.keyring import KeyRing
@@ -46,16 +46,12 @@ def main() -> int:
         if arguments.check and config.daemon.keys is not None:
             KeyRing(config.daemon.keys).clients()
     except (ConfigError, KeyFileError) as error:
-        print(error, file=sys.stderr)
+        logs.complain(str(error))
         return EX_CONFIG
     if arguments.check:
         print(f"{arguments.config}: good, {len(config.adapters)} adapters")
         return 0
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=config.daemon.log_level.upper(),
-        format="%(levelname)s [zmqtrackd] %(message)s",
-    )
+    logs.configure(config.daemon.log_level, config.daemon.log_format, "zmqtrackd")
     try:
         return serve(arguments.config, config)
     except KeyFileError as error:

@@ -130,7 +130,8 @@ class Reloader:
             log.info("reloaded %s: %s", self._path, outcome)
         else:
             outcome = Outcome(self._read, [], [], [], [])
-            log.error("cannot reload: %s", outcome)
+            for line in str(outcome).splitlines():
+                log.error("cannot reload: %s", line)
         self._on_change(False)
         for answer in self._answers:
             answer(outcome)
