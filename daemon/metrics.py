@@ -24,8 +24,8 @@ __all__ = ["Metrics"]
 MAX_SITES, MAX_ADAPTERS, MAX_REASONS, MAX_COUNTERS = 1000, 200, 200, 50
 #: The label that the rest shares.
 OTHERS = "(others)"
-#: Runs whose records are remembered, to see how many are new.
-REMEMBERED_RUNS = 100_000
+#: Streams whose records are remembered, to see how many are new.
+REMEMBERED_STREAMS = 100_000
 
 ADAPTER_STATES = (
     "starting", "running", "retrying", "blocked", "ended", "away", "removed", "other"
@@ -105,9 +105,7 @@ class Metrics(Collector):
         self._sites, self._adapters = _Labels(MAX_SITES), _Labels(MAX_ADAPTERS)
         self._reasons = _Labels(MAX_REASONS)
         self._counters: dict[str, _Labels] = {}
-        self._records_of_run: collections.OrderedDict[tuple[str, ...], int] = (
-            collections.OrderedDict()
-        )
+        self._records_of: collections.OrderedDict[str, int] = collections.OrderedDict()
         self._records: collections.Counter[str] = collections.Counter()
 
     def turned(self, seconds: float) -> None:
@@ -124,7 +122,7 @@ class Metrics(Collector):
                 self._add_daemon(families, self.facts)
                 self._add_losses(families, self.facts["losses"])
                 self._add_adapters(families, self.facts["adapters"])
-                self._add_sites(families, self.facts.get("sites", []))
+                self._add_sites(families, self.facts)
         return families.values()
 
     def _add_daemon(self, families: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -196,41 +194,43 @@ class Metrics(Collector):
                 found[label(reason)] += n
         return found
 
-    def _add_sites(self, families: dict[str, Any], runs: list[dict[str, Any]]) -> None:
-        losses: collections.Counter[str] = collections.Counter()
+    def _add_sites(self, families: dict[str, Any], facts: dict[str, Any]) -> None:
         states: collections.Counter[tuple[str, str]] = collections.Counter()
         spooled: collections.Counter[str] = collections.Counter()
         seen: dict[str, float] = {}
+        unlabelled = set()
         # Those that were heard of last come first, if there are too many.
-        for run in sorted(runs, key=lambda run: -run["last_seen"]):
+        for run in sorted(facts["sites"], key=lambda run: -run["last_seen"]):
             label = self._sites(run["site"])
-            self._count_records(run, label)
             states[label, run["state"]] += 1
             spooled[label] += run["spooled"] or 0
             seen[label] = max(seen.get(label, 0.0), run["last_seen"])
-        assert self.facts is not None
-        for loss in self.facts["losses"]:
-            losses[self._sites(loss["site"]) if loss["site"] else ""] += loss["n"]
+            if label == OTHERS:
+                unlabelled.add(run["site"])
         for label, when in seen.items():
             for state in RUN_STATES:
                 families["zmqtrack_site_runs"].add_metric((label, state), states[label, state])
             families["zmqtrack_site_spooled_records"].add_metric((label,), spooled[label])
             families["zmqtrack_site_last_seen_timestamp_seconds"].add_metric((label,), when)
+        families["zmqtrack_unlabelled"].add_metric(("site",), len(unlabelled))
+        for stream in facts["streams"]:
+            self._count_records(stream)
+        losses: collections.Counter[str] = collections.Counter()
+        for loss in facts["losses"]:
+            losses[self._sites(loss["site"]) if loss["site"] else ""] += loss["n"]
         for label, n in self._records.items():
             families["zmqtrack_site_records_total"].add_metric((label,), n)
         for label in {"", *self._records, *losses}:  # 0 too: see REFUSALS
             families["zmqtrack_site_losses_total"].add_metric((label,), losses[label])
-        unlabelled = len({run["site"] for run in runs if self._sites(run["site"]) == OTHERS})
-        families["zmqtrack_unlabelled"].add_metric(("site",), unlabelled)
 
-    def _count_records(self, run: dict[str, Any], label: str) -> None:
-        """Add what is new. A status tells of the latest runs alone: their sum would go down."""
-        key = (run["experiment"], run["run"], run["site"])
-        self._records[label] += run["records"] - self._records_of_run.get(key, 0)
-        self._records_of_run[key] = run["records"]
-        self._records_of_run.move_to_end(key)
-        if len(self._records_of_run) > REMEMBERED_RUNS:
-            self._records_of_run.popitem(last=False)
+    def _count_records(self, stream: dict[str, Any]) -> None:
+        """Add what is new. A status tells of the latest streams alone: their sum would fall."""
+        ident, records = stream["stream"], stream["records"]
+        self._records[self._sites(stream["run"][2])] += records - self._records_of.get(ident, 0)
+        self._records_of[ident] = records
+        self._records_of.move_to_end(ident)
+        if len(self._records_of) > REMEMBERED_STREAMS:
+            self._records_of.popitem(last=False)
 
 
 def _is_gone(facts: dict[str, Any]) -> bool:

@@ -55,7 +55,7 @@ class Telemetry:
         ProcessCollector(registry=self.registry)
         self._changed = threading.Condition()
         self._wanted = False
-        self._taken = -math.inf  # when the snapshot was
+        self._snapshots, self._taken = 0, -math.inf  # how many, and when the last one was
         self._trouble = ""  # why there is none
         self._turned = time.monotonic()
         self._closed = False
@@ -87,6 +87,7 @@ class Telemetry:
         with self._changed:
             self._metrics.facts, self._trouble = snapshot, trouble
             self._taken, self._wanted = now, False
+            self._snapshots += 1
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -109,16 +110,15 @@ class Telemetry:
             _NoFacts: there is none, and why.
         """
         with self._changed:
-            asked = time.monotonic()
-            if asked - self._taken >= FRESH:
-                self._wanted = True
-                self._changed.wait_for(
-                    lambda: self._taken > asked - FRESH or self._closed, PATIENCE
+            if time.monotonic() - self._taken >= FRESH:
+                self._wanted, before = True, self._snapshots
+                came = self._changed.wait_for(
+                    lambda: self._snapshots > before or self._closed, PATIENCE
                 )
+                if not came:
+                    raise _NoFacts(f"the daemon's loop has not turned for {self.silence():.1f} s")
             if self._closed:
                 raise _NoFacts("the daemon is stopping")
-            if self._taken <= asked - FRESH:
-                raise _NoFacts(f"the daemon's loop has not turned for {self.silence():.1f} s")
             if self._metrics.facts is None:
                 raise _NoFacts(self._trouble)
             return self._metrics.facts
