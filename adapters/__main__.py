@@ -11,6 +11,7 @@ their trackers, and answers with a line of JSON for each (see ``probe.py``).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import json
 import logging
@@ -87,8 +88,9 @@ def connect(answer: TextIO, timeout: float) -> int:
 def probe_one(answer: TextIO, timeout: float) -> int:
     """Try the tracker of the one configuration that is on stdin."""
     item = json.load(sys.stdin)
-    sys.stdout = sys.stderr  # whatever libraries print is no answer of ours
-    print(json.dumps(probe.try_one(item, timeout)), file=answer, flush=True)
+    with contextlib.redirect_stdout(sys.stderr):  # whatever libraries print is no answer of ours
+        found = probe.try_one(item, timeout)
+    print(json.dumps(found), file=answer, flush=True)
     return 0
 
 

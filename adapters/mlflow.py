@@ -94,6 +94,7 @@ _ENVIRONMENT = {
     "MLFLOW_CONFIGURE_LOGGING": "false",  # it would write lines of its own form beside our log
 }
 
+_START = "Start the MLflow server, look at its log, or correct options.tracking_uri"
 _CREDENTIALS = (
     "Give the adapter what that server asks for: under `secrets`, MLFLOW_TRACKING_TOKEN, or "
     "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -206,8 +207,17 @@ class MLflowAdapter(Adapter):
         # Two requests, each once.
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, int(timeout / 2)))
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-        with self._translated():
-            return _probe_server(uri)
+        try:
+            with self._translated():
+                return _probe_server(uri)
+        except Unavailable as error:
+            reason = re.search(r"\[Errno -?\d+\] ([^\"')]*)|timed out", str(error))
+            if reason is None:
+                raise
+            raise Unavailable(
+                f"no MLflow server answers at {uri}: {reason[1] or reason[0]}",
+                advice=error.advice or _START,
+            ) from None
 
     def note(self) -> bytes:
         return self._ledger.note()
@@ -578,7 +588,7 @@ def _as_status(status: int, text: str) -> TrackerError:
     elif status in (404, 501) or "valid JSON" in text:
         code, advice = "not_mlflow", "Correct options.tracking_uri: no MLflow server answers there"
     elif status >= 500:
-        advice = "Start the MLflow server, look at its log, or correct options.tracking_uri"
+        advice = _START
     return _kind(status)(text, code=code, advice=advice)
 
 

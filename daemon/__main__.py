@@ -17,12 +17,12 @@ from pathlib import Path
 from zmqtrack import __version__, logs
 from zmqtrack.config import Config
 from zmqtrack.errors import ConfigError, KeyFileError, ZMQTrackError
-from zmqtrack.keyring import KeyRing
 
-from . import configuration
+from . import checking, configuration
 from .broker import Broker
 from .configuration import Reloader
 from .journal import Journal
+from .prober import Prober
 from .supervisor import Supervisor
 from .telemetry import Telemetry
 
@@ -40,17 +40,22 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True, help="the YAML configuration")
     parser.add_argument("--check", action="store_true", help="check it, and do nothing else")
     parser.add_argument("--version", action="version", version=f"zmqtrackd {__version__}")
+    parser.add_argument("--connect", action="store_true", help="with --check: try each tracker")
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds for each tracker")
+    parser.add_argument("--json", action="store_true", help="with --check: print facts as JSON")
     arguments = parser.parse_args()
+    if arguments.check:
+        return checking.check(
+            arguments.config,
+            connect=arguments.connect,
+            timeout=arguments.timeout,
+            as_json=arguments.json,
+        )
     try:
         config = configuration.read(arguments.config)
-        if arguments.check and config.daemon.keys is not None:
-            KeyRing(config.daemon.keys).clients()
-    except (ConfigError, KeyFileError) as error:
+    except ConfigError as error:
         logs.complain(str(error))
         return EX_CONFIG
-    if arguments.check:
-        print(f"{arguments.config}: good, {len(config.adapters)} adapters")
-        return 0
     logs.configure(config.daemon.log_level, config.daemon.log_format, "zmqtrackd")
     try:
         return serve(arguments.config, config)
@@ -82,6 +87,8 @@ def serve(path: Path, config: Config) -> int:
     broker.restarts = children.restarts
     reloader = Reloader(path, broker, children)
     broker.on_reload = reloader.ask
+    prober = Prober(lambda: children.adapters)
+    broker.on_probe = prober.ask
     if config.daemon.insecure and config.daemon.keys is None:
         log.warning(
             "insecure: anybody who reaches %s can log as any site, and read and stop everything",
@@ -95,10 +102,12 @@ def serve(path: Path, config: Config) -> int:
             hangups.clear()
             reloader.ask()
         reloader.step()
+        prober.step()
         if telemetry is not None:
             telemetry.step(broker.facts)
     log.info("stopping on %s", signal.Signals(stopping[0]).name)
     broker.stop_accepting()
+    prober.close()
     children.stop()
     while children.running:
         broker.step(0.05)

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zmqtrack.config import Config, DaemonConfig, load
+from zmqtrack.config import Config, DaemonConfig, Located, load
 from zmqtrack.errors import ConfigError, ZMQTrackError
 
 from . import supervisor
 from .broker import Broker
 from .supervisor import Supervisor
 
-__all__ = ["Outcome", "Reloader", "read"]
+__all__ = ["Outcome", "Reloader", "read", "read_located"]
 
 log = logging.getLogger("zmqtrack.daemon")
 
@@ -62,13 +62,18 @@ def read(path: Path) -> Config:
     Raises:
         ConfigError: see :func:`zmqtrack.config.load`.
     """
+    return read_located(path).config
+
+
+def read_located(path: Path) -> Located:
+    """The same, with the place of each adapter."""
     located = load(path)
     problems = supervisor.check(located.config.adapters)
     if problems:
         raise ConfigError(
             [f"{located.where(index, keys)}: {message}" for index, keys, message in problems]
         )
-    return located.config
+    return located
 
 
 class Reloader:

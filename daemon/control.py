@@ -474,7 +474,7 @@ class Control:
         if self._broker.on_probe is None:
             raise ControlError("no_configuration", "this daemon has no adapters of its own")
         self._broker.on_probe(
-            float(_number(request["timeout"], 1, MAX_PROBE)),
+            float(_number(request["seconds"], 1, MAX_PROBE)),
             lambda found: self._answer(identity, request, "probed", trackers=found),
         )
 

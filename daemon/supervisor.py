@@ -239,6 +239,11 @@ class Supervisor:
     def running(self) -> bool:
         return any(child.running for child in self._children.values())
 
+    @property
+    def adapters(self) -> list[AdapterConfig]:
+        """Those that are in force."""
+        return [adapter for adapter, _ in self._in_force.values()]
+
     def restarts(self) -> dict[str, int]:
         """How often each had to be started again since it was added."""
         return {name: child.restarts for name, child in self._children.items()}

@@ -17,8 +17,9 @@ log         str, one or more lines of output; the key names the stream
 =========== ==================================================================
 
 The name ``lost`` is reserved: with it a writer tells the daemon how many records (value) it
-had to give up, and why (key). Any other name that :func:`check_type` accepts is a data type
-of the user's own; its values are whatever msgpack carries.
+had to give up, and why (key). So is ``probe``: a batch that is answered, and not kept. Any other
+name that :func:`check_type` accepts is a data type of the user's own; its values are whatever
+msgpack carries.
 
 What msgpack carries is here: None, bool, int, float, str, bytes, and lists and dicts of those,
 nested :data:`MAX_DEPTH` deep at most. The keys of a dict may be anything that is no list and no
@@ -54,7 +55,7 @@ VOCABULARY: frozenset[str] = frozenset(
 )
 
 #: Names that the protocol itself uses.
-RESERVED: frozenset[str] = frozenset({"head", "lost", "pulse"})
+RESERVED: frozenset[str] = frozenset({"head", "lost", "probe", "pulse"})
 
 #: How a run ends.
 STATUSES = ("finished", "failed", "killed")

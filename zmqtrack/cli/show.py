@@ -10,7 +10,7 @@ from rich.text import Text
 
 from .. import wire
 from ..errors import FrameError
-from .doctor import Finding
+from .findings import Finding
 
 __all__ = [
     "COLOURS",
@@ -156,10 +156,12 @@ def spools(found: list[dict[str, Any]]) -> None:
 
 def finding(found: Finding) -> None:
     """One step of ``doctor``, as it is found."""
-    mark = Text("FAIL" if found.code else "  ok", style="bold red" if found.code else "green")
-    console.print(mark, f"{found.step}: {found.detail}")
+    mark = Text("FAIL", style="bold red") if found.code else Text("  ok", style="green")
+    if found.warning:
+        mark = Text("warn", style="yellow")
+    console.print(mark, clean(f"{found.step}: {found.detail}"), soft_wrap=True)
     if found.advice:
-        console.print(f"     {found.advice}.")
+        console.print(clean(f"     {found.advice}."), soft_wrap=True)
 
 
 def clients(found: list[dict[str, Any]], now: float) -> None:

@@ -1,0 +1,161 @@
+"""What the daemon's own facts say of its health, and of each adapter and tracker behind it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+__all__ = ["Finding", "of_adapters", "of_daemon", "of_trackers"]
+
+#: An adapter says something each 5 s, unless a delivery takes longer.
+SILENT = 60.0
+
+
+class Finding(NamedTuple):
+    """One step of the way. ``code`` is a fixed word for what is wrong, empty if all is well.
+
+    With ``warning`` records come through all the same, or did not in the past.
+    """
+
+    step: str
+    code: str
+    detail: str
+    advice: str = ""
+    warning: bool = False
+
+
+def of_daemon(status: dict[str, Any]) -> Iterator[Finding]:
+    """Whether it takes in what comes, and what it has refused and lost so far."""
+    daemon = status["daemon"]
+    if daemon["journal_full"]:
+        last = max(status["adapters"].items(), key=lambda each: each[1]["lag"], default=None)
+        behind = f"; {last[0]} is {last[1]['lag']} batches behind" if last else ""
+        yield Finding(
+            "journal",
+            "journal_full",
+            f"it holds {status['journal']['bytes']} bytes, daemon.max_bytes: writers are told to "
+            f"wait, and keep their records{behind}",
+            "Mend that adapter's tracker, or take the adapter out of the YAML and run `zmqtrack "
+            "reload`; or set daemon.max_bytes higher",
+        )
+    elif not daemon["accepting"]:
+        yield Finding(
+            "journal",
+            "disk_full",
+            "its disk is full: writers are told to wait, and keep their records",
+            "Make room on the disk of daemon.state_dir",
+        )
+    else:
+        yield Finding("journal", "", f"takes in what comes; offset {status['journal']['head']}")
+    if daemon["insecure"]:
+        yield Finding(
+            "keys",
+            "insecure",
+            "anybody who reaches the daemon can log as any site",
+            "Run `zmqtrack keys init keys`, and write `keys: keys` for `insecure: true`",
+            warning=True,
+        )
+    if refused := daemon["refused"]:
+        counts = ", ".join(f"{reason} {n}" for reason, n in sorted(refused.items()))
+        yield Finding(
+            "refusals",
+            "refusals",
+            f"since the daemon was started it has refused batches or requests: {counts}",
+            "Its log says why, and audit.jsonl in daemon.state_dir who",
+            warning=True,
+        )
+    if status["losses"]:
+        lost: Counter[str] = Counter()
+        for each in status["losses"]:
+            lost[each["reason"]] += each["n"]
+        yield Finding(
+            "losses",
+            "losses",
+            "not all was delivered: " + ", ".join(f"{k} {n}" for k, n in sorted(lost.items())),
+            "`zmqtrack status` names the sites",
+            warning=True,
+        )
+
+
+def of_adapters(status: dict[str, Any]) -> Iterator[Finding]:
+    """What each says of itself, and what waits because of it."""
+    for name, facts in status["adapters"].items():
+        yield _of_adapter(name, facts, status["now"])
+        if facts["dead_letters"]:
+            yield Finding(
+                f"dead letters of {name}",
+                "dead_letters",
+                f"{facts['dead_letters']} records that its tracker refused for good",
+                f"See them with `zmqtrack dlq list --adapter {name}`; then `zmqtrack dlq retry` "
+                "or `drop`",
+                warning=True,
+            )
+
+
+def _of_adapter(name: str, facts: dict[str, Any], now: float) -> Finding:
+    step, state = f"adapter {name}", facts["state"]
+    detail = f"{state}: {facts['detail']}" if facts.get("detail") else state
+    waiting = f"{facts['lag']} batches wait for it"
+    match state:
+        case "running" if now - facts["seen"] > SILENT:
+            return Finding(
+                step,
+                "silent",
+                f"it has said nothing for {now - facts['seen']:.0f} s; {waiting}",
+                "It may hang, or its tracker be slow: look at the daemon's log",
+                warning=True,
+            )
+        case "running":
+            return Finding(step, "", f"running, {facts['lag']} batches behind")
+        case "starting":
+            return Finding(step, "starting", f"{detail}; {waiting}", warning=True)
+        case "retrying":
+            return Finding(
+                step,
+                state,
+                f"{detail}; {waiting}",
+                "Put its tracker right: it goes on by itself, and nothing is lost",
+            )
+        case "blocked":
+            return Finding(
+                step,
+                state,
+                f"{detail}; {waiting}",
+                "Put right what its tracker says (credentials, permissions, room): it goes on by "
+                "itself; after a change of the YAML or of a secret run `zmqtrack reload`",
+            )
+        case "ended":
+            return Finding(
+                step,
+                state,
+                f"its process ended, {facts.get('detail')}; {waiting}",
+                "The daemon's log says why (`journalctl -u zmqtrackd`); `zmqtrack check FILE` "
+                "whether its configuration is good; `zmqtrack reload` starts it again",
+            )
+        case "away" if facts.get("external"):
+            return Finding(
+                step,
+                state,
+                f"it is a service of its own, and has not come in; {waiting}",
+                f"Start it where it runs: python -m zmqtrack.adapters --config FILE --name {name}",
+            )
+        case "away" if ":" in name:
+            return Finding(step, "", "a subscriber that is not here now")
+        case "away":
+            return Finding(
+                step,
+                state,
+                f"its process has not come in; {waiting}",
+                "The daemon's log says why (`journalctl -u zmqtrackd`)",
+            )
+        case "removed":
+            return Finding(step, "", "no longer configured")
+    return Finding(step, state, f"{detail}; {waiting}", "Look at the daemon's log")
+
+
+def of_trackers(trackers: list[dict[str, Any]]) -> Iterator[Finding]:
+    """What was found when each was tried."""
+    for each in sorted(trackers, key=lambda found: found["index"]):
+        step = f"tracker of {each['adapter']}"
+        yield Finding(step, each["code"], each["detail"], each["advice"])
