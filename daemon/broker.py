@@ -41,6 +41,8 @@ HEARTBEAT = 0.5
 HOUSEKEEPING = 1.0
 #: Wait after the disk refused a commit, in seconds.
 DISK_PAUSE = 1.0
+#: It is shown as full for so long: meanwhile every writer has tried again.
+DISK_SHOWN = 30.0
 #: Messages that wait for one slow subscriber before it misses some and has to replay.
 PUBLISH_HWM = 1000
 #: Batches of one writer that wait in memory. ZeroMQ counts messages, not bytes: so few of them.
@@ -121,7 +123,7 @@ class Broker:
         self._accepting = True
         self._pending = 0  # batches since the last commit
         self._commit_due = 0.0
-        self._paused_until = 0.0  # the disk is full: no ingest before then
+        self._paused_until = -math.inf  # the disk is full: no ingest before then
         self._full = False  # the journal has reached its limit: no ingest either
         self._housekeeping_due = 0.0
         self._head_published = 0.0
@@ -709,6 +711,7 @@ class Broker:
             "started": self.started,
             "accepting": self._accepting and not self.holding,
             "journal_full": self._full,
+            "disk_full": time.monotonic() < self._paused_until + DISK_SHOWN,
             "received_batches": self.received,
             "duplicate_batches": self.duplicates,
             "refused": dict(self.refused),

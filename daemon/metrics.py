@@ -42,6 +42,7 @@ _GAUGE, _COUNTER = GaugeMetricFamily, CounterMetricFamily
 _FAMILIES: tuple[tuple[Any, str, str, tuple[str, ...]], ...] = (
     (InfoMetricFamily, "zmqtrack_build", "The version that runs.", ()),
     (_GAUGE, "zmqtrack_accepting", "1 while batches are taken, else 0.", ()),
+    (_GAUGE, "zmqtrack_disk_full", "1 if the disk was full in the last 30 s.", ()),
     (_GAUGE, "zmqtrack_keys_admitted", "Keys that may come in; absent without keys.", ()),
     (HistogramMetricFamily, "zmqtrack_loop_turn_seconds", "Turns of the loop, with its wait.", ()),
     (_COUNTER, "zmqtrack_received_batches_total", "Batches that came in.", ()),
@@ -130,6 +131,7 @@ class Metrics(Collector):
         families["zmqtrack_build"].add_metric((), {"version": facts["version"]})
         for name, value in (
             ("accepting", daemon["accepting"]),
+            ("disk_full", daemon["disk_full"]),
             ("keys_admitted", daemon["keys"]),
             ("received_batches_total", daemon["received_batches"]),
             ("duplicate_batches_total", daemon["duplicate_batches"]),

@@ -164,8 +164,10 @@ class _Handler(MetricsHandler):
     def _ready(self, daemon: dict[str, Any]) -> None:
         if daemon["journal_full"]:
             self._say(503, "the journal is full: writers keep their records until there is room")
+        elif daemon["disk_full"]:
+            self._say(503, "the disk is full: writers keep their records until there is room")
         elif not daemon["accepting"]:
-            self._say(503, "no batches are taken: the disk is full, or the daemon is stopping")
+            self._say(503, "no batches are taken: the daemon is stopping")
         else:
             self._say(200, "ready")
 
