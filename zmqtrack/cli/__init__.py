@@ -2,19 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 
 __all__ = ["main"]
 
+#: Ctrl-C, as shells count it.
+EX_INTERRUPTED = 130
+
 
 def main() -> int:
+    """Run a command. What a person or the system did wrong is said in a line."""
+    try:
+        return _finish(_command())
+    except KeyboardInterrupt:
+        return EX_INTERRUPTED
+    except BrokenPipeError:  # as of `| head -1`: who read has seen enough
+        code = 1
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename is not None else ""
+        with contextlib.suppress(OSError):
+            print(f"{name}{error.strerror or error}", file=sys.stderr)
+        code = 1
+    # Python would try again at its end to write what nobody takes.
+    with contextlib.suppress(OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _command() -> int:
     try:
         from .app import app
     except ImportError as error:
         print(f"zmqtrack's commands need {error.name}: pip install 'zmqtrack[daemon]'")
         return 1
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     return 0
+
+
+def _finish(code: int) -> int:
+    """``code``, after all that was printed has been taken."""
+    if sys.stdout is not None:  # Python's way to say that it was closed before we began
+        sys.stdout.flush()
+    return code
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__, keys
+from .. import __version__, wire
 from ..errors import ZMQTrackError
 from . import show, spools
-from .common import Address, AsJSON, KeyFile, Timeout
+from .common import Address, AsJSON, KeyFile, Timeout, seconds, where
 from .common import daemon as _daemon
 from .common import fail as _fail
 from .common import print_json as _print_json
@@ -36,7 +38,13 @@ app.add_typer(dlq_app, name="dlq", no_args_is_help=True)
 app.add_typer(service_app, name="service", no_args_is_help=True)
 
 SpoolDir = Annotated[
-    Path | None, typer.Option("--dir", help="The folder. Default: where writers keep theirs.")
+    Path | None,
+    typer.Option(
+        "--dir",
+        exists=True,
+        file_okay=False,
+        help="The folder. Default: where writers keep theirs.",
+    ),
 ]
 
 Ids = Annotated[list[int], typer.Argument(help="Numbers that `dlq list` shows.")]
@@ -48,9 +56,15 @@ def _main() -> None:
 
 
 @app.command()
-def version() -> None:
-    """Print the version."""
-    typer.echo(__version__)
+def version(as_json: AsJSON = False) -> None:
+    """Print the version.
+
+    Example:  zmqtrack version --json
+    """
+    if as_json:
+        _print_json({"version": __version__, "protocol": wire.VERSION})
+    else:
+        typer.echo(__version__)
 
 
 @app.command()
@@ -59,7 +73,9 @@ def check(
     connect: Annotated[
         bool, typer.Option("--connect", help="Try each tracker too; nothing is changed in it.")
     ] = False,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for each tracker.")] = 10.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", callback=seconds, help="Seconds for each tracker.")
+    ] = 10.0,
     as_json: AsJSON = False,
 ) -> None:
     """Say what is wrong with a configuration: file, line, key, and what would be right.
@@ -73,7 +89,14 @@ def check(
     command = [sys.executable, "-m", "zmqtrack.daemon", "--check", "--config", str(file)]
     command += ["--json"] if as_json else []
     command += ["--connect", "--timeout", str(timeout)] if connect else []
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    # In a session of its own: Ctrl-C is ours, and ends all that it has started without a word.
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        raise typer.Exit(process.wait())
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
 
 
 @app.command()
@@ -115,14 +138,21 @@ def reload(
 
 
 @app.command()
-def drain(address: Address = None, key: KeyFile = None, timeout: Timeout = 60.0) -> None:
+def drain(
+    address: Address = None, key: KeyFile = None, timeout: Timeout = 60.0, as_json: AsJSON = False
+) -> None:
     """Wait until every adapter has delivered all that is journalled now.
 
     Exit code 1 if it takes longer than the time-out.
+
+    Example:  zmqtrack drain --timeout 600
     """
     with _daemon(address, key) as client:
-        facts = client.request("drain", timeout=timeout)
-        typer.echo(f"drained: every adapter has delivered all up to offset {facts['head']}")
+        head = client.request("drain", timeout=timeout)["head"]
+    if as_json:
+        _print_json({"head": head})
+    else:
+        typer.echo(f"drained: every adapter has delivered all up to offset {head}")
 
 
 @app.command()
@@ -152,7 +182,10 @@ def doctor(
 
 @spool_app.command("list")
 def spool_list(directory: SpoolDir = None, as_json: AsJSON = False) -> None:
-    """Show the outboxes on this machine that are not empty."""
+    """Show the outboxes on this machine that are not empty.
+
+    Example:  zmqtrack spool list
+    """
     found = spools.find(directory)
     if as_json:
         _print_json(found)
@@ -169,18 +202,29 @@ def spool_send(
         typer.Option("--address", "-a", help="Send there, not to where the writer would have."),
     ] = None,
     key: KeyFile = None,
+    as_json: AsJSON = False,
 ) -> None:
-    """Deliver what processes that have ended left behind on this machine."""
+    """Deliver what processes that have ended left behind on this machine.
+
+    With a key, what its site left. Exit code 1 if something of that is still there at the time-out.
+
+    Example:  zmqtrack spool send --address tcp://logs.example.org:5555 --key site-1.key
+    """
+    _, own = where(address, key)
     try:
-        sent, left = spools.send(directory, timeout, address, keys.load(key) if key else None)
-    except (ZMQTrackError, ValueError) as error:
+        sent, left = spools.send(directory, timeout, address, own)
+    except ZMQTrackError as error:
         _fail(str(error))
-    typer.echo(f"{sent} records delivered, {left} left")
-    if key:
-        name = keys.load(key).name
-        others = {each["site"] for each in spools.find(directory) if each.get("records")} - {name}
+    others: list[str] = []
+    if own:
+        waiting = {each["site"] for each in spools.find(directory) if each.get("records")}
+        others = sorted(waiting - {own.name})
+    if as_json:
+        _print_json({"delivered": sent, "left": left, "take_other_keys": others})
+    else:
+        typer.echo(f"{sent} records delivered, {left} left")
         if others:
-            typer.echo(f"what waits of {', '.join(sorted(others))} takes a key of theirs")
+            typer.echo(f"what waits of {', '.join(others)} takes a key of theirs")
     if left:
         raise typer.Exit(1)
 
@@ -192,7 +236,10 @@ def dlq_list(
     adapter: Annotated[str | None, typer.Option(help="Only those of this adapter.")] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Show what trackers refused for good, and why."""
+    """Show what trackers refused for good, and why.
+
+    Example:  zmqtrack dlq list --adapter mlflow
+    """
     with _daemon(address, key) as client:
         facts = client.request("dlq", name=adapter)
     if as_json:
@@ -203,7 +250,10 @@ def dlq_list(
 
 @dlq_app.command("show")
 def dlq_show(ids: Ids, address: Address = None, key: KeyFile = None) -> None:
-    """Print dead letters whole, as JSON."""
+    """Print dead letters whole, as JSON.
+
+    Example:  zmqtrack dlq show 3 4 | jq '.[].records'
+    """
     found, left = [], sorted(ids)
     with _daemon(address, key) as client:
         while left:  # a page at a time
@@ -216,20 +266,36 @@ def dlq_show(ids: Ids, address: Address = None, key: KeyFile = None) -> None:
 
 
 @dlq_app.command("retry")
-def dlq_retry(ids: Ids, address: Address = None, key: KeyFile = None) -> None:
-    """Have the adapters try dead letters again, say after the tracker was put right."""
+def dlq_retry(
+    ids: Ids, address: Address = None, key: KeyFile = None, as_json: AsJSON = False
+) -> None:
+    """Have the adapters try dead letters again, say after the tracker was put right.
+
+    Example:  zmqtrack dlq retry 3 4
+    """
     with _daemon(address, key) as client:
         n = client.request("dlq_retry", ids=ids)["n"]
-    typer.echo(f"{n} dead letters will be tried again")
+    if as_json:
+        _print_json({"retrying": n})
+    else:
+        typer.echo(f"{n} dead letters will be tried again")
     _check_found(ids, n)
 
 
 @dlq_app.command("drop")
-def dlq_drop(ids: Ids, address: Address = None, key: KeyFile = None) -> None:
-    """Give dead letters up for good; they are counted as lost."""
+def dlq_drop(
+    ids: Ids, address: Address = None, key: KeyFile = None, as_json: AsJSON = False
+) -> None:
+    """Give dead letters up for good; they are counted as lost.
+
+    Example:  zmqtrack dlq drop 3 4
+    """
     with _daemon(address, key) as client:
         n = client.request("dlq_drop", ids=ids)["n"]
-    typer.echo(f"{n} dead letters dropped")
+    if as_json:
+        _print_json({"dropped": n})
+    else:
+        typer.echo(f"{n} dead letters dropped")
     _check_found(ids, n)
 
 

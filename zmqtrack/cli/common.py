@@ -15,7 +15,20 @@ from ..control import DEFAULT_ADDRESS, ControlClient, check_address
 from ..errors import ControlError, KeyFileError
 from ..keys import Key
 
-__all__ = ["Address", "AsJSON", "KeyFile", "Timeout", "daemon", "fail", "print_json", "where"]
+__all__ = [
+    "Address",
+    "AsJSON",
+    "KeyFile",
+    "Timeout",
+    "daemon",
+    "fail",
+    "print_json",
+    "seconds",
+    "where",
+]
+
+#: Seconds that a command may be told to wait.
+LONGEST = 1e6
 
 Address = Annotated[
     str | None,
@@ -33,7 +46,17 @@ KeyFile = Annotated[
     ),
 ]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
-Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait at most.")]
+
+
+def seconds(value: float) -> float:
+    if not 0 <= value <= LONGEST:  # nan is neither
+        raise typer.BadParameter(f"{value:g} is no number of seconds from 0 to {LONGEST:.0f}")
+    return value
+
+
+Timeout = Annotated[
+    float, typer.Option("--timeout", callback=seconds, help="Seconds to wait at most.")
+]
 
 
 def where(address: str | None, key_file: Path | None) -> tuple[str, Key | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from ..control import DEFAULT_ADDRESS, check_address
 from ..errors import KeyFileError
 from ..keyring import ROLES, KeyRing
 from . import show
+from .common import AsJSON, print_json
 
 __all__ = ["keys_app"]
 
@@ -74,6 +74,7 @@ def init(
     address: Annotated[
         str, typer.Option("--address", "-a", help="Where sites will find the daemon's control.")
     ] = DEFAULT_ADDRESS,
+    as_json: AsJSON = False,
 ) -> None:
     """Make the daemon's own key, and a folder for those of the sites.
 
@@ -81,6 +82,9 @@ def init(
     """
     with _told():
         ring = KeyRing.create(folder, _reachable(address))
+    if as_json:
+        print_json({"keys": str(folder.absolute()), "address": ring.address})
+        return
     typer.echo(
         f"made {ring.path}. Write into the configuration:  daemon: {{keys: {folder.absolute()}}}\n"
         f"then let a site in:  zmqtrack keys new site-1 --keys {folder}"
@@ -103,6 +107,7 @@ def new(
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Give a second key; the first still works.")
     ] = False,
+    as_json: AsJSON = False,
 ) -> None:
     """Make one small file that lets a site in; hand it over by a safe way.
 
@@ -120,19 +125,25 @@ def new(
         except OSError:
             ring.forget(name, key)
             raise
-    typer.echo(f"{file} lets {name} in at {key.address}. It stands nowhere else: keep it safe")
+    if as_json:  # without the key itself
+        print_json({"file": str(file), "name": name, "address": key.address})
+    else:
+        typer.echo(f"{file} lets {name} in at {key.address}. It stands nowhere else: keep it safe")
 
 
 @keys_app.command("list")
 def list_(
     folder: Folder = HERE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print facts as JSON.")] = False,
+    as_json: AsJSON = False,
 ) -> None:
-    """Show who may come in, and what for."""
+    """Show who may come in, and what for.
+
+    Example:  zmqtrack keys list --keys /etc/zmqtrack/keys
+    """
     with _told():
         found = KeyRing(folder).facts()
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(found)
     else:
         show.clients(found, time.time())
 
@@ -144,11 +155,18 @@ def revoke(
     older: Annotated[
         bool, typer.Option("--older", help="Only those before the newest, after --rotate.")
     ] = False,
+    as_json: AsJSON = False,
 ) -> None:
-    """Take a site's keys away: what it sends is refused from now on, on open connections too."""
+    """Take a site's keys away: what it sends is refused from now on, on open connections too.
+
+    Example:  zmqtrack keys revoke site-1
+    """
     with _told():
         gone = KeyRing(folder).revoke(name, older=older)
-    typer.echo(f"{gone} keys of {name} are revoked")
+    if as_json:
+        print_json({"name": name, "revoked": gone})
+    else:
+        typer.echo(f"{gone} keys of {name} are revoked")
 
 
 @keys_app.command()
@@ -158,6 +176,7 @@ def roles(
     folder: Folder = HERE,
     topic: Topics = None,
     site: Sites = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Show what a key may be used for, or set it.
 
@@ -167,5 +186,8 @@ def roles(
         ring = KeyRing(folder)
         if role or topic or site:
             ring.grant(name, role, topic, site)
-        found: list[dict[str, Any]] = [ring.known(name)]
-    show.clients(found, time.time())
+        found: dict[str, Any] = ring.known(name)
+    if as_json:
+        print_json(found)
+    else:
+        show.clients([found], time.time())
