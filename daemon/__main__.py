@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import resource
 import signal
 import sqlite3
@@ -44,13 +45,9 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds for each tracker")
     parser.add_argument("--json", action="store_true", help="with --check: print facts as JSON")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends us without a word until we serve
     if arguments.check:
-        return checking.check(
-            arguments.config,
-            connect=arguments.connect,
-            timeout=arguments.timeout,
-            as_json=arguments.json,
-        )
+        return _check(arguments)
     try:
         config = configuration.read(arguments.config)
     except ConfigError as error:
@@ -65,6 +62,24 @@ def main() -> int:
     except (ZMQTrackError, sqlite3.Error, OSError) as error:
         log.error("%s", error)
         return 1
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    try:
+        code = checking.check(
+            arguments.config,
+            connect=arguments.connect,
+            timeout=arguments.timeout,
+            as_json=arguments.json,
+        )
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # of which who read has seen enough
+            logs.complain(str(error))
+        # Python would try again at its end to write what nobody takes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
 
 
 def serve(path: Path, config: Config) -> int:

@@ -28,8 +28,9 @@ EX_CONFIG = 78
 
 #: As ``python -m zmqtrack.adapters`` does, but nothing is imported from the folder in which the
 #: daemon happens to be started: an adapter's class is installed, or in PYTHONPATH. (``python -P``
-#: would do; it came with Python 3.11.)
+#: would do; it came with Python 3.11.) Ctrl-C ends it without a traceback.
 _START = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "import sys; '' in sys.path[:1] and sys.path.pop(0); "
     "from zmqtrack.adapters.__main__ import main; sys.exit(main())"
 )
