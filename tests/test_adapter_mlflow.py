@@ -694,6 +694,15 @@ def test_an_answer_becomes_the_error_that_the_host_knows(
     assert time.monotonic() - started < 5  # the host retries, not MLflow
 
 
+def test_a_store_that_is_there_is_found_by_a_probe(uri: str, folder: Path) -> None:
+    adapter = MLflowAdapter(MLflowOptions(tracking_uri=uri), context(folder / "state"))
+    found = adapter.probe(30)
+    if uri.startswith("http"):
+        assert found == f"MLflow {mlflow.__version__} at {uri} lets us in"
+    else:
+        assert re.search(r"can be (made|written)", found)
+
+
 def test_the_wait_that_the_server_asks_for_reaches_the_host(
     answering: Callable[..., str], folder: Path
 ) -> None:

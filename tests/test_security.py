@@ -137,38 +137,6 @@ def test_a_key_that_others_can_read_is_not_used(place: Place) -> None:
     assert doctor(place.address, site.file) == {"key": "key_readable_by_others"}
 
 
-def test_doctor_tells_what_is_no_matter_of_keys_apart(
-    place: Place, nobody: str, daemon: Make, tmp_path: Path
-) -> None:
-    site = Site(place, "site-1")
-    assert doctor(nobody, site.file)["control"] == "nobody_listens"
-    assert doctor("tcp://no-such-host.invalid:1", site.file)["control"] == "unreachable"
-    assert doctor("5555", site.file)["address"] == "bad_address"
-    healthy = doctor(place.address, site.file)
-    assert set(healthy.values()) == {""}
-    assert {"control", "hello", "ingest"} <= set(healthy)
-    assert "publish" not in healthy  # a writer has no business there
-    with daemon(folder="open", control="tcp://127.0.0.1:0") as open_one:
-        assert doctor(open_one.address, site.file)["control"] == "no_keys_there"
-        assert set(doctor(open_one.address).values()) == {""}
-
-
-def test_doctor_names_a_daemon_of_another_version(place: Place) -> None:
-    site = Site(place, "site-1")
-    code = (
-        "import sys; from zmqtrack import wire; wire.VERSION = 2\n"
-        "from zmqtrack.cli import main; sys.argv[0] = 'zmqtrack'; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "doctor", "--json", "--key", str(site.file),
-         "-a", place.address],
-        capture_output=True, text=True, timeout=PATIENCE,
-    )  # fmt: skip
-    found = {each["step"]: each for each in json.loads(done.stdout)}
-    assert found["hello"]["code"] == "bad_version", done.stderr
-    assert "install the version" in found["hello"]["advice"]
-
-
 def test_a_key_that_is_revoked_stops_a_connection_that_stands(place: Place) -> None:
     site, watcher = Site(place, "site-1"), Site(place, "watcher", "subscriber")
     listen = watcher.sock(zmq.SUB, "publish")

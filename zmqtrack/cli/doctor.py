@@ -208,13 +208,18 @@ def _greet(address: str, timeout: float) -> bytes:
     else:
         host, _, port = parts.netloc.rpartition(":")
         connection = socket.create_connection((host.strip("[]"), int(port)), timeout)
+    connection.settimeout(timeout / 2)
+    said = b""
     with connection:
-        said = b""
-        with contextlib.suppress(OSError):
-            connection.sendall(_GREETING)
-            while len(said) < 64 and (more := connection.recv(64 - len(said))):
-                said += more
-        return said
+        # ZeroMQ answers to the first; a server that waits for a line, as HTTP's, to the second.
+        for word in (_GREETING, b"\r\n\r\n"):
+            with contextlib.suppress(OSError):
+                connection.sendall(word)
+                while len(said) < 64 and (more := connection.recv(64 - len(said))):
+                    said += more
+            if said:
+                break
+    return said
 
 
 def _shake_hands(what: str, address: str, key: Key, timeout: float) -> None:
