@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help venv demo test faults fuzz check format bench clean
+.PHONY: help venv demo test faults fuzz check format docs bench clean
 
 help:
 	@echo "make demo    federated training on three sites, one daemon, four trackers"
@@ -14,6 +14,7 @@ help:
 	@echo "make check   ruff, formatting, mypy strict, import layers"
 	@echo "make bench   cost of a logging call and end-to-end rate, beside other loggers"
 	@echo "make format  let ruff format and sort"
+	@echo "make docs    write docs/configuration.md and the schema for editors anew"
 	@echo "make clean   remove what the commands above made"
 
 venv: $(STAMP)
@@ -53,6 +54,9 @@ bench: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) demo-out bench-out fuzz-out zmqtrack-out zmqtrack-state build dist *.egg-info

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+from pydantic import Field
 
 from zmqtrack.records import Record, RunKey
 from zmqtrack.wire import Batch
@@ -55,7 +56,7 @@ _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 class JSONLOptions(Options):
-    dir: Path
+    dir: Path = Field(description="The folder, in which it makes EXPERIMENT/RUN/SITE.jsonl.")
 
 
 class JSONLAdapter(Adapter):

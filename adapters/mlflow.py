@@ -110,11 +110,19 @@ _WAS_CUT = re.compile(r".*-[0-9a-f]{32}(\.[A-Za-z][A-Za-z0-9]{0,4})?", re.DOTALL
 
 class MLflowOptions(Options):
     tracking_uri: str = Field(
-        default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""), validate_default=True
+        default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""),
+        validate_default=True,
+        description="The tracking server: http://HOST:PORT, a database such as sqlite:///PATH, or "
+        "databricks. Default: MLFLOW_TRACKING_URI of the environment.",
     )
-    experiment_prefix: str = ""
-    #: Where the artifacts of new experiments go; SQLite: beside the database by default.
-    artifact_location: str | None = None
+    experiment_prefix: str = Field(
+        "", description="Stands before the name of each experiment in MLflow."
+    )
+    artifact_location: str | None = Field(
+        None,
+        description="Where the artifacts of new experiments go. Default: the tracking server's; "
+        "with SQLite beside the database.",
+    )
 
     @field_validator("tracking_uri")
     @classmethod

@@ -27,6 +27,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from zmqtrack.records import Record, RunKey
 from zmqtrack.wire import Batch
 
@@ -53,7 +55,9 @@ _CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "F": 1, "LA": 2, "RGBA": 4, "CMY
 
 
 class TensorBoardOptions(Options):
-    logdir: Path
+    logdir: Path = Field(
+        description="The folder, in which it makes EXPERIMENT/RUN/SITE with event files."
+    )
 
 
 class TensorBoardAdapter(Adapter):

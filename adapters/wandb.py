@@ -66,15 +66,24 @@ _RESERVED = re.compile(r"(user/)*(_|zmqtrack($|/)|tag\.)")
 
 
 class WandBOptions(Options):
-    #: Default: the record's experiment.
-    project: str | None = None
-    entity: str | None = None
-    #: Default: ``WANDB_MODE``, else online as wandb itself; key and server from wandb's own
-    #: places (``WANDB_API_KEY``, ``WANDB_BASE_URL``, netrc).
-    mode: Literal["online", "offline"] | None = None
-    #: W&B makes ``wandb/`` in it.
-    dir: Path = Path()
-    max_open_runs: int = Field(100, ge=1)
+    project: str | None = Field(
+        None, description="The project of all runs. Default: the name of each run's experiment."
+    )
+    entity: str | None = Field(
+        None, description="The user or team that the project is of. Default: wandb's own."
+    )
+    mode: Literal["online", "offline"] | None = Field(
+        None,
+        description="Whether runs are sent, or kept in files for `wandb sync`. The key and the "
+        "server are read from wandb's own places (WANDB_API_KEY, WANDB_BASE_URL, netrc). Default: "
+        "WANDB_MODE of the environment, else online.",
+    )
+    dir: Path = Field(Path(), description="The folder, in which wandb makes its folder wandb.")
+    max_open_runs: int = Field(
+        100,
+        ge=1,
+        description="Runs held open at once; one more closes that which was used longest ago.",
+    )
 
 
 class WandBAdapter(Adapter):

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from .control import DEFAULT_ADDRESS, check_address, is_local
 from .errors import ConfigError
@@ -82,8 +90,16 @@ def _host_port(value: Any) -> str:
     return str(value)
 
 
-Duration = Annotated[float, BeforeValidator(_duration)]
-Size = Annotated[int, BeforeValidator(_size)]
+def _written(number: str, text: re.Pattern[str]) -> WithJsonSchema:
+    """For editors: a bare number, or text with a unit."""
+    forms = [{"type": number, "minimum": 0}, {"type": "string", "pattern": f"^(?:{text.pattern})$"}]
+    return WithJsonSchema({"anyOf": forms})
+
+
+Duration = Annotated[
+    float, BeforeValidator(_duration), _written("number", re.compile(f"0|{_DURATION.pattern}"))
+]
+Size = Annotated[int, BeforeValidator(_size), _written("integer", _SIZE)]
 Address = Annotated[str, BeforeValidator(check_address)]
 HostPort = Annotated[str, BeforeValidator(_host_port)]
 Topic = Annotated[str, BeforeValidator(check_type)]
@@ -98,7 +114,7 @@ class LimitsConfig(_Section):
     """What one site may do. Beyond a rate it is told to wait, and keeps its records until then."""
 
     batches_per_second: int = Field(10_000, gt=0, description="Batches, over a second.")
-    bytes_per_second: Size = Field(200_000_000, gt=0, description="Bytes, on the same.")
+    bytes_per_second: Size = Field(200_000_000, gt=0, description="Bytes, over a second.")
     streams: int = Field(10_000, gt=0, description="Writers that are open at the same time.")
     runs: int = Field(10_000, gt=0, description="Runs that it may ever have had.")
     keys: int = Field(10_000, gt=0, description="Distinct keys of metrics in one run.")
@@ -175,7 +191,7 @@ class DaemonConfig(_Section):
         "Default: nowhere.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="What is logged on stderr."
+        "info", description="The least that is logged; the log goes to stderr."
     )
     log_format: Literal["auto", "text", "json", "journald"] = Field(
         "auto",
