@@ -178,12 +178,13 @@ class Metrics(Collector):
             for metric, value in (
                 ("lag_batches", facts["lag"]),
                 ("dead_letters", facts["dead_letters"]),
-                ("last_seen_timestamp_seconds", facts.get("seen", 0)),
+                ("last_seen_timestamp_seconds", facts.get("seen") or None),
                 ("delivered_records_total", counters.get("delivered", 0)),
                 ("retries_total", counters.get("retries", 0)),
                 ("restarts_total", facts["restarts"]),
             ):
-                families[f"zmqtrack_adapter_{metric}"].add_metric(labels, value)
+                if value is not None:
+                    families[f"zmqtrack_adapter_{metric}"].add_metric(labels, value)
             for reason, n in self._counters_of(name, counters).items():
                 families["zmqtrack_adapter_notes_total"].add_metric((name, reason), n)
         families["zmqtrack_unlabelled"].add_metric(("adapter",), unlabelled)

@@ -32,13 +32,13 @@ log = logging.getLogger("zmqtrack.daemon")
 #: A snapshot of this age (seconds) is good enough for who asks next.
 FRESH = 1.0
 #: Longest wait for one, in seconds. Prometheus gives up after 10.
-PATIENCE = 5.0
+PATIENCE = 4.0
 #: A loop that has not turned for so long (seconds) hangs.
 HANGS = 15.0
 #: Who is served at the same time; others wait in the kernel's queue.
 THREADS, QUEUE = 8, 128
-#: Longest wait (seconds) for a client's next bytes, and for all of it.
-TIMEOUT, DEADLINE = 5.0, 10.0
+#: Longest time (seconds) that a client gets, the wait for a snapshot included.
+DEADLINE = 6.0
 
 
 class Telemetry:
@@ -131,7 +131,6 @@ class _NoFacts(Exception):
 class _Handler(MetricsHandler):
     """One request on one connection."""
 
-    timeout = TIMEOUT
     server_version, sys_version = "zmqtrackd", ""
 
     def __init__(self, telemetry: Telemetry, *args: Any) -> None:
