@@ -16,7 +16,7 @@ from ..control import DEFAULT_ADDRESS, check_address
 from ..errors import KeyFileError
 from ..keyring import ROLES, KeyRing
 from . import show
-from .common import AsJSON, print_json
+from .common import AsJSON, fail, print_json
 
 __all__ = ["keys_app"]
 
@@ -46,16 +46,15 @@ Name = Annotated[str, typer.Argument(help="The site, or whoever the key is for."
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """What goes wrong is said in a line, with exit code 1."""
+    """What goes wrong is said in a line, with exit code 1; 2 if an argument is to blame."""
     try:
         yield
-    except (ValueError, KeyFileError) as error:
-        typer.echo(str(error), err=True)
+    except ValueError as error:
+        fail(str(error), code=2)
+    except KeyFileError as error:
+        fail(str(error))
     except OSError as error:
-        typer.echo(f"{error.filename}: {error.strerror}", err=True)
-    else:
-        return
-    raise typer.Exit(1)
+        fail(f"{error.filename}: {error.strerror}")
 
 
 def _reachable(address: str) -> str:
