@@ -72,7 +72,7 @@ def _check(arguments: argparse.Namespace) -> int:
             timeout=arguments.timeout,
             as_json=arguments.json,
         )
-        sys.stdout.flush()
+        print(end="", flush=True)
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # of which who read has seen enough
             logs.complain(str(error))

@@ -46,8 +46,7 @@ def _command() -> int:
 
 def _finish(code: int) -> int:
     """``code``, after all that was printed has been taken."""
-    if sys.stdout is not None:  # Python's way to say that it was closed before we began
-        sys.stdout.flush()
+    print(end="", flush=True)
     return code
 
 

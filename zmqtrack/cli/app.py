@@ -69,7 +69,9 @@ def version(as_json: AsJSON = False) -> None:
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="A configuration file.")] = Path("zmqtrack.yaml"),
+    file: Annotated[
+        Path, typer.Argument(readable=False, help="A configuration file.")  # the daemon looks
+    ] = Path("zmqtrack.yaml"),
     connect: Annotated[
         bool, typer.Option("--connect", help="Try each tracker too; nothing is changed in it.")
     ] = False,

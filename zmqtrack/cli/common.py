@@ -42,7 +42,11 @@ Address = Annotated[
 KeyFile = Annotated[
     Path | None,
     typer.Option(
-        "--key", "-k", envvar="ZMQTRACK_KEY", help="A key file, where the daemon asks for one."
+        "--key",
+        "-k",
+        envvar="ZMQTRACK_KEY",
+        readable=False,  # keys.load says what is wrong with it
+        help="A key file, where the daemon asks for one.",
     ),
 ]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
