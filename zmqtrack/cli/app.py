@@ -20,6 +20,7 @@ from .common import fail as _fail
 from .common import print_json as _print_json
 from .doctor import examine
 from .keyring import keys_app
+from .launch import run
 from .service import service_app
 
 __all__ = ["app"]
@@ -65,6 +66,10 @@ def version(as_json: AsJSON = False) -> None:
         _print_json({"version": __version__, "protocol": wire.VERSION})
     else:
         typer.echo(__version__)
+
+
+# What stands behind the command's name is the command's own.
+app.command(context_settings={"allow_interspersed_args": False})(run)
 
 
 @app.command()
