@@ -1,4 +1,7 @@
-"""Writes docs/configuration.md and configs/zmqtrack.schema.json from the schema of the YAML.
+"""Writes what follows from the code.
+
+That is docs/configuration.md and configs/zmqtrack.schema.json, from the schema of the YAML, and the
+table of commands in docs/cli.md.
 
 ``make docs`` runs it. With ``--check`` it writes nothing, and fails if a file is not what it would
 write; a test does that.
@@ -9,12 +12,14 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+import typer
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -23,11 +28,13 @@ from zmqtrack.adapters import loader
 from zmqtrack.adapters.base import Options
 
 from zmqtrack import config
+from zmqtrack.cli.app import app
 from zmqtrack.config import AdapterConfig, Config, DaemonConfig, LimitsConfig, Secret
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "configuration.md"
 SCHEMA = ROOT / "configs" / "zmqtrack.schema.json"
+COMMANDS = ROOT / "docs" / "cli.md"
 SMALLEST = ROOT / "configs" / "zmqtrack.yaml"
 OURS = "zmqtrack.adapters."
 
@@ -153,6 +160,38 @@ def built_in() -> Iterator[tuple[str, type[BaseModel]]]:
             yield name, point.load().Options
 
 
+def with_commands(text: str) -> str:
+    """``text`` with the table of commands between its two marks."""
+    lines = ["| command | what it does |", "| --- | --- |"]
+    for path, command in commands(typer.main.get_command(app)):
+        usage = "".join(
+            f" {_argument(each)}" for each in command.params if each.param_type_name == "argument"
+        )
+        first = inspect.cleandoc(command.help).partition("\n\n")[0].replace("\n", " ")
+        lines.append(f"| `zmqtrack {path}{usage}` | {first} |")
+    table = "\n".join(lines)
+    return re.sub(
+        r"(<!-- commands: .*?-->\n).*(<!-- end of commands -->)",
+        lambda marks: f"{marks[1]}\n{table}\n\n{marks[2]}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def _argument(argument: Any) -> str:
+    name = argument.metavar or argument.name.upper() + ("…" if argument.nargs != 1 else "")
+    return name if argument.required else f"[{name}]"
+
+
+def commands(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Each command that a person can run, with its name; hidden ones are not theirs."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{path}{name} ")
+        elif not command.hidden:
+            yield f"{path}{name}", command
+
+
 # --- the page ----------------------------------------------------------------------------
 
 
@@ -254,7 +293,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
     check = parser.parse_args().check
     stale = []
-    for path, text in ((PAGE, page()), (SCHEMA, schema())):
+    made = ((PAGE, page()), (SCHEMA, schema()), (COMMANDS, with_commands(COMMANDS.read_text())))
+    for path, text in made:
         if path.exists() and path.read_text() == text:
             continue
         stale.append(path.relative_to(ROOT))

@@ -38,7 +38,7 @@ def _command() -> int:
         print(f"zmqtrack's commands need {error.name}: pip install 'zmqtrack[daemon]'")
         return 1
     try:
-        app()
+        app(prog_name="zmqtrack")
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     return 0

@@ -48,7 +48,7 @@ SpoolDir = Annotated[
     ),
 ]
 
-Ids = Annotated[list[int], typer.Argument(help="Numbers that `dlq list` shows.")]
+Ids = Annotated[list[int], typer.Argument(metavar="ID…", help="Numbers that `dlq list` shows.")]
 
 
 @app.callback()
