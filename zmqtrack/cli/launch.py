@@ -18,6 +18,7 @@ import typer
 
 from ..config import Config, load
 from ..errors import ConfigError
+from ..records import RunKey
 from . import results, show
 from .common import fail
 from .lastline import LastLine
@@ -332,7 +333,7 @@ class Launch:
         before, known = self._seen
         self._seen = now, records
         rate = (records - known) / (now - before) if before else 0.0
-        steps = [each["step"] for each in status.get("sites", ()) if each.get("step") is not None]
+        steps = [each["step"] for each in status["sites"] if each["step"] is not None]
         behind = private.behind(status)
         parts = [f"zmqtrack {_clock(now - self._began)}", f"{records:,} records", f"{rate:,.0f}/s"]
         if steps:
@@ -349,12 +350,18 @@ class Launch:
     def _deliver(self, private: Private) -> dict[str, Any]:
         """Wait until all is delivered, stop the daemon, and keep what is left; tells about it."""
         say_again = time.monotonic() + 3.0
+        ending = None  # whether runs that nobody goes on with come to their end
         while True:
             self._revive(private)
             left = private.send_spools(1.0)
             status = private.status()
             behind = private.behind(status) if status is not None else None
-            if (behind == {} and not left) or time.monotonic() >= self._deadline:
+            done = behind == {} and not left
+            if done and _open(status):
+                if ending is None and not private.undelivered():
+                    ending = private.end_open_runs()
+                done = not ending
+            if done or time.monotonic() >= self._deadline:
                 break
             self._show(private, "Ctrl-C: deliver it later")
             if say_again and time.monotonic() > say_again and not self._say.line.wanted:
@@ -424,8 +431,12 @@ class Launch:
             typer.echo(json.dumps(facts), err=True)
             return
         problem, fact = self._say.problem, self._say.fact
-        if facts["records"]:
-            fact(f"{facts['records']:,} records")
+        names = ["/".join(run[part] for part in RunKey._fields) for run in facts["runs"]]
+        if names:
+            fact(f"{facts['records']:,} records of {', '.join(names[:3])}{' …' * bool(names[3:])}")
+            for name, run in zip(names, facts["runs"], strict=True):
+                if run["state"] == "killed":
+                    fact(f"{name} ended without saying so: it is shown as killed")
         else:
             fact("nothing was logged; an address in the script comes before ZMQTRACK_ADDRESS")
         for name, adapter in facts["adapters"].items():
@@ -455,6 +466,11 @@ class Launch:
                 )
 
 
+def _open(status: dict[str, Any] | None) -> bool:
+    """Whether a run has begun and not ended."""
+    return any(each["state"] in ("active", "stale") for each in (status or {}).get("sites", ()))
+
+
 def _facts(private: Private, status: dict[str, Any] | None) -> dict[str, Any]:
     adapters = {}
     status = show.clean(status)
@@ -475,6 +491,10 @@ def _facts(private: Private, status: dict[str, Any] | None) -> dict[str, Any]:
         }
     return {
         "records": _records(status) if status is not None else 0,
+        "runs": [
+            {name: each[name] for name in ("experiment", "run", "site", "state", "records")}
+            for each in (status or {}).get("sites", ())
+        ],
         "adapters": adapters,
         "losses": status["losses"] if status is not None else [],
     }
@@ -493,7 +513,7 @@ def _line(name: str, adapter: dict[str, Any]) -> str:
 
 
 def _records(status: dict[str, Any]) -> int:
-    return sum(each["records"] for each in status.get("sites") or status["streams"])
+    return sum(each["records"] for each in status["sites"])
 
 
 def _clock(seconds: float) -> str:

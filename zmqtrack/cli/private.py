@@ -130,7 +130,7 @@ class Private:
         except OSError as error:
             raise CannotServe(f"{error.filename or folder}: {error.strerror}") from error
 
-    def _write_config(self) -> None:
+    def _write_config(self, **more: Any) -> None:
         """The same trackers behind sockets that only this user can reach."""
         data = self.config.model_dump(mode="json", exclude={"include"})
         data["daemon"] |= {
@@ -144,6 +144,7 @@ class Private:
             "telemetry": None,
             "log_format": "text",
             "state_dir": str(self.folder / "state"),
+            **more,
         }
         for adapter in data["adapters"]:
             adapter["external"] = False  # nobody else would start it
@@ -225,6 +226,22 @@ class Private:
         lags = {name: known.get(name, {}).get("lag", 1) for name in self.adapters}
         return {name: lag for name, lag in lags.items() if lag}
 
+    def end_open_runs(self) -> bool:
+        """Nobody is left to log: let runs without an end be killed now, not after their lease.
+
+        False if they are to stay open, or the daemon does not answer.
+        """
+        if not self.config.daemon.lease or self._client is None:
+            return False
+        self._write_config(lease=0.001)
+        try:
+            answer = self._client.request("reload", timeout=10.0)
+        except ControlError:
+            return False
+        finally:
+            self._write_config()
+        return not answer["problems"]
+
     def send_spools(self, timeout: float) -> int:
         """Send what processes that have ended left in their outboxes; returns what is left."""
         if not any(self.spool.glob("*")):
@@ -255,13 +272,16 @@ class Private:
             self._process.wait()
 
     def warnings(self) -> list[str]:
-        """What it, or one of its adapters, logged as a warning or an error; each line once."""
+        """What it, or one of its adapters, logged as a warning or an error; each line once.
+
+        Not that a run was killed, which is no fault of theirs.
+        """
         try:
             lines = self.log.read_text(errors="replace").splitlines()
         except OSError:
             return []
         bad = (line for line in lines if line.startswith(("WARNING ", "ERROR ", "CRITICAL ")))
-        return list(dict.fromkeys(bad))
+        return [line for line in dict.fromkeys(bad) if "it ends as killed" not in line]
 
     def close(self, *, keep: bool) -> None:
         """Let go of it; remove it unless somebody needs what is in it."""
