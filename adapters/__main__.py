@@ -37,6 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="zmqtrack-adapter", description="Run one adapter.")
     parser.add_argument("--config", type=Path, help="a configuration file; default: JSON on stdin")
     parser.add_argument("--name", help="the adapter's name in that file")
+    parser.add_argument("--folder", type=Path, help="its own state; default: below state_dir")
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--connect", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
@@ -56,6 +57,8 @@ def main() -> int:
         except ConfigError as error:
             logs.complain(str(error))
             return EX_CONFIG
+        if arguments.folder:
+            spec["folder"] = str(arguments.folder)
     else:
         spec = json.loads(sys.stdin.readline())
     return run(spec, supervised=not arguments.config)
@@ -99,7 +102,8 @@ def run(spec: dict[str, Any], *, supervised: bool) -> int:
     level, log_format = spec.get("log_level", "info"), spec.get("log_format", "auto")
     logs.configure(level, log_format, str(config.name), secrets.mask)
     log = logging.getLogger("zmqtrack.adapters")
-    state_dir = Path(spec["state_dir"]) / "adapters" / str(config.name)
+    own = Path(spec["state_dir"]) / "adapters" / str(config.name)
+    state_dir = Path(spec.get("folder", own))
     state_dir.mkdir(parents=True, exist_ok=True)
     lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     daemon_ended = threading.Event()
@@ -141,7 +145,9 @@ def _key(spec: dict[str, Any]) -> Key | None:
     if spec.get("key"):
         return Key.of(spec["key"])
     path = os.environ.get("ZMQTRACK_KEY")
-    return keys.load(path) if path and "key" not in spec else None
+    if path and "key" not in spec and keys.read_private(Path(path)):  # {}: systemd has none
+        return keys.load(path)
+    return None
 
 
 def _taken(lock: int) -> bool:

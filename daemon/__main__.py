@@ -25,6 +25,7 @@ from .configuration import Reloader
 from .journal import Journal
 from .prober import Prober
 from .supervisor import Supervisor
+from .systemd import Notifier, summary
 from .telemetry import Telemetry
 
 EX_CONFIG = 78
@@ -45,6 +46,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds for each tracker")
     parser.add_argument("--json", action="store_true", help="with --check: print facts as JSON")
     arguments = parser.parse_args()
+    notifier = Notifier()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends us without a word until we serve
     if arguments.check:
         return _check(arguments)
@@ -55,7 +57,7 @@ def main() -> int:
         return EX_CONFIG
     logs.configure(config.daemon.log_level, config.daemon.log_format, "zmqtrackd")
     try:
-        return serve(arguments.config, config)
+        return serve(arguments.config, config, notifier)
     except KeyFileError as error:
         log.error("%s", error)
         return EX_CONFIG
@@ -82,7 +84,7 @@ def _check(arguments: argparse.Namespace) -> int:
     return code
 
 
-def serve(path: Path, config: Config) -> int:
+def serve(path: Path, config: Config, notifier: Notifier) -> int:
     """Run until SIGTERM or SIGINT, then stop in order: what came in goes out."""
     stopping: list[int] = []
     hangups: list[int] = []
@@ -90,8 +92,9 @@ def serve(path: Path, config: Config) -> int:
         signal.signal(number, lambda received, _: stopping.append(received))
     signal.signal(signal.SIGHUP, lambda received, _: hangups.append(received))
     _raise_limit_of_open_files()
-    journal = Journal(config.daemon.state_dir)
-    broker = Broker(config.daemon, journal, config.adapters)
+    with notifier.extending("recovering"):
+        journal = Journal(config.daemon.state_dir)
+        broker = Broker(config.daemon, journal, config.adapters)
     address = broker.control_address
     (config.daemon.state_dir / "address").write_text(address + "\n")
     telemetry = _telemetry(config)
@@ -100,7 +103,7 @@ def serve(path: Path, config: Config) -> int:
     )
     children.update(config.adapters, config.daemon)
     broker.restarts = children.restarts
-    reloader = Reloader(path, broker, children)
+    reloader = Reloader(path, broker, children, notifier.on_reload)
     broker.on_reload = reloader.ask
     prober = Prober(lambda: children.adapters)
     broker.on_probe = prober.ask
@@ -110,6 +113,11 @@ def serve(path: Path, config: Config) -> int:
             address,
         )
     log.info("listening at %s, journal in %s", address, config.daemon.state_dir)
+
+    def how_it_goes() -> str:
+        return summary(broker.facts())
+
+    notifier.ready()
     while not stopping:
         broker.step()
         children.step()
@@ -120,8 +128,11 @@ def serve(path: Path, config: Config) -> int:
         prober.step()
         if telemetry is not None:
             telemetry.step(broker.facts)
+        notifier.turned(how_it_goes)
     log.info("stopping on %s", signal.Signals(stopping[0]).name)
-    broker.stop_accepting()
+    notifier.stopping("stopping: adapters deliver what is journalled")
+    with notifier.extending():
+        broker.stop_accepting()
     prober.close()
     children.stop()
     while children.running:
@@ -129,10 +140,13 @@ def serve(path: Path, config: Config) -> int:
         children.step()
         if telemetry is not None:
             telemetry.step(broker.facts)
-    if telemetry is not None:
-        telemetry.close()
-    broker.close()
-    journal.close()
+        notifier.turned()
+        notifier.extend()
+    with notifier.extending():
+        if telemetry is not None:
+            telemetry.close()
+        broker.close()
+        journal.close()
     log.info("stopped")
     return 0
 

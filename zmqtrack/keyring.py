@@ -5,11 +5,14 @@
     server.key            the daemon's key pair, and the address that sites are told
     clients/NAME.json     one a name: its roles, what it may see, its public keys
 
-Each change replaces a file as a whole, so that a running daemon can look at any moment.
+Each change replaces a file as a whole, so that a running daemon can look at any moment. There is
+no secret in the clients' files: they can be read by whoever may read their folder. A service under
+systemd, which is nobody's account, is handed ``server.key`` as a credential.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -53,12 +56,12 @@ class KeyRing:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.folder = path / "clients"
-        if not (path / "server.key").exists():
+        own = _credential() or _own(path / "server.key")
+        if own is None:
             raise KeyFileError(
                 f"{path} has no server.key: it is no folder that `zmqtrack keys init` made. Name "
                 "another (--keys or ZMQTRACK_KEYS; in the configuration: keys), or make one"
             )
-        own = keys.read_private(path / "server.key")
         try:
             self.address = str(own["address"])
             self.public, self.secret = own["public"].encode(), own["secret"].encode()
@@ -101,8 +104,15 @@ class KeyRing:
             KeyFileError, OSError: a file cannot be read; nobody may be let in then.
         """
         _check_writable_by_owner_alone(self.folder)
+        try:
+            known = self.facts()
+        except PermissionError as error:
+            raise KeyFileError(
+                f"{error.filename} cannot be read by this service. No secret is in clients/: "
+                f"chmod a+rX {self.path} and chmod -R a+rX {self.folder}"
+            ) from None
         found = {}
-        for facts in self.facts():
+        for facts in known:
             client = Client(
                 facts["name"],
                 frozenset(facts["roles"]),
@@ -246,7 +256,22 @@ class KeyRing:
         return dict(facts)
 
     def _write(self, facts: dict[str, Any]) -> None:
-        keys.write(self._path(facts["name"]), facts, replace=True)
+        mode = 0o600 | (self.folder.stat().st_mode & 0o044)
+        keys.write(self._path(facts["name"]), facts, replace=True, mode=mode)
+
+
+def _own(path: Path) -> dict[str, Any] | None:
+    """The daemon's own key, if there is one; one that we may not read is something else."""
+    with contextlib.suppress(PermissionError):
+        if not path.exists():
+            return None
+    return keys.read_private(path)
+
+
+def _credential() -> dict[str, Any] | None:
+    """The one that systemd hands to the daemon; ``{}`` stands for none."""
+    given = os.environ.get("CREDENTIALS_DIRECTORY")
+    return (_own(Path(given) / "server.key") or None) if given else None
 
 
 def _grants(

@@ -108,8 +108,8 @@ def read_private(path: Path) -> dict[str, Any]:
     return fields
 
 
-def write(path: Path, fields: dict[str, Any], *, replace: bool = False) -> None:
-    """Write ``fields`` as JSON that only the owner may read, whole or not at all.
+def write(path: Path, fields: dict[str, Any], *, replace: bool = False, mode: int = 0o600) -> None:
+    """Write ``fields`` as JSON that only the owner may read by default, whole or not at all.
 
     Raises:
         FileExistsError: it is there already, and not to be replaced.
@@ -121,6 +121,7 @@ def write(path: Path, fields: dict[str, Any], *, replace: bool = False) -> None:
     except OSError as error:
         raise type(error)(error.errno, error.strerror, str(path)) from None
     try:
+        os.fchmod(file, mode)
         os.write(file, json.dumps(fields, indent=1).encode() + b"\n")
         os.fsync(file)
         if replace:

@@ -1,0 +1,1 @@
+"""Installed as ``zmqtrack.units``: what ``zmqtrack service install`` puts in place."""
