@@ -242,8 +242,8 @@ def _programs(user: bool, root: Path | None, executable: Path | None) -> tuple[P
     """zmqtrackd and its Python, if the service can start them."""
     _check_rights(user, root)
     if executable is not None:
-        # A package's: it need not be here yet.
-        program, python, needed = executable, executable.with_name("python3"), [executable]
+        program, python = executable, executable.with_name("python3")
+        needed = [program] if root is None else []  # a package's need not be here yet
         if not program.is_absolute():
             _fail(f"--executable {program}: name it with its whole path", code=2)
     else:
