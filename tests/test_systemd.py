@@ -331,6 +331,7 @@ def test_systemd_understands_every_line_of_the_units(
     done = analyze("verify", "--man=no", *map(str, sorted(units.iterdir())))
     assert (done.returncode, done.stderr) == (0, "")
     monkeypatch.setenv("XDG_CONFIG_HOME", "/config")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     service("install", "--user", "--root", tmp_path, "--executable", programs)
     user = tmp_path / "config/systemd/user/zmqtrackd.service"
     done = analyze("verify", "--user", "--man=no", str(user))
