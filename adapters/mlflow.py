@@ -27,6 +27,7 @@ by MLflow's key, files by their name.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -37,7 +38,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count, zip_longest
@@ -643,9 +644,25 @@ def _connect(uri: str) -> Any:
     from mlflow import MlflowClient
 
     _hand_over_retries()
-    client = MlflowClient(tracking_uri=uri)
-    client.search_experiments(max_results=1)
+    with _alone(uri):
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
     return client
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Several processes that make the tables of one new database at once would spoil it."""
+    folder = None
+    if (database := _sqlite_path(uri)) is not None:
+        with suppress(OSError):  # no such folder, or a file system that cannot lock it
+            folder = os.open(database.parent, os.O_RDONLY)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.close(folder)
 
 
 def _probe_server(uri: str) -> str:

@@ -769,3 +769,34 @@ def test_importing_the_adapter_imports_no_mlflow() -> None:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
     )
     assert shown.stdout.strip() == "set()"
+
+
+def test_processes_that_find_no_database_make_one_between_them(tmp_path: Path) -> None:
+    """Each launch of a sweep has an adapter of its own; making the tables at once spoils them."""
+    code = (
+        "from zmqtrack.adapters.mlflow import _connect\n"
+        "import mlflow.store.tracking.sqlalchemy_store\n"
+        "print('ready', flush=True)\n"
+        "input()\n"
+        "_connect('sqlite:///mlflow.db')\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
