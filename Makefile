@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help venv demo test faults fuzz check format docs bench clean
+.PHONY: help venv demo test systemd faults fuzz check format docs bench clean
 
 help:
 	@echo "make demo    federated training on three sites, one daemon, four trackers"
 	@echo "make test    the tests"
+	@echo "make systemd the service in a really booted systemd: takes root, debootstrap and systemd-nspawn"
 	@echo "make faults  the fault tests in their long form"
 	@echo "make fuzz    the coverage-guided fuzzer (RUNS=10000000 inputs); \`make test\` replays its corpus"
 	@echo "make check   ruff, formatting, mypy strict, import layers"
@@ -29,6 +30,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Makes the tree that is booted, once, in the user's cache; `make test` then boots it too.
+systemd: $(STAMP)
+	ZMQTRACK_SYSTEMD=1 $(BIN)/python -m pytest --numprocesses 0 -rs tests/test_systemd.py tests/test_systemd_container.py
 
 # The long form of what `make test` runs in a short one.
 faults: $(STAMP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def check(path: Path, *, connect: bool, timeout: float, as_json: bool) -> int:
     try:
         located = configuration.read_located(path)
         daemon = located.config.daemon
-        if daemon.keys is not None:
+        if daemon.keys is not None and not _withheld():
             KeyRing(daemon.keys).clients()
     except (ConfigError, KeyFileError) as error:
         problems = str(error).splitlines()
@@ -43,6 +44,12 @@ def check(path: Path, *, connect: bool, timeout: float, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"file": str(path), "problems": problems, "trackers": trackers}, indent=2))
     return EX_CONFIG if problems else int(not all(found["ok"] for found in trackers))
+
+
+def _withheld() -> bool:
+    """systemd hands credentials to the service's main process, and not to its ``ExecReload``."""
+    given = os.environ.get("CREDENTIALS_DIRECTORY")
+    return given is not None and not os.access(given, os.X_OK)
 
 
 def _connect(located: Located, timeout: float, *, as_json: bool) -> list[dict[str, Any]]:
