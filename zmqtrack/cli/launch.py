@@ -31,8 +31,12 @@ HERE = Path("zmqtrack.yaml")
 REFRESH = 1.0
 #: Seconds that it may take to start, and after an interruption to stop.
 START, STOP_NOW = 60.0, 5.0
+#: Seconds of delivering after which it is said for what we wait.
+PATIENCE = 2.0
 #: Warnings of the daemon that are repeated at the end.
 WARNINGS = 5
+#: What an adapter counts that is nothing to worry about, or told elsewhere.
+COUNTED = frozenset({"delivered", "retries", "dead_letters"})
 #: `si_code` of a signal that the terminal sent: to the training too, like to all in its foreground.
 SI_KERNEL = 0x80
 
@@ -260,24 +264,38 @@ class Launch:
                 private = Private.create(plan.state, plan.config)
         except ConfigError as error:
             raise CannotServe(str(error), EX_CONFIG) from error
+        code, facts = self._serve(private, command, names, keep=plan.resume is not None)
+        if facts is None:
+            return code
+        facts = {"exit_code": code, **facts}
+        if not self._say.as_json:
+            self._report(facts)
+        if plan.resume is None and not facts["kept"]:
+            self._deliver_leftovers()
+        if self._say.as_json:
+            typer.echo(json.dumps(facts), err=True)  # the last line
+        return code if command else int(not facts["delivered"])
+
+    def _serve(
+        self, private: Private, command: list[str], names: dict[str, str], *, keep: bool
+    ) -> tuple[int, dict[str, Any] | None]:
+        """Start the daemon, run the command, deliver; returns its exit code and what came of it.
+
+        None if a signal came before it began. ``keep`` says what becomes of the folder then.
+        """
         started = False
         try:
             if number := self._start(private):
-                return 128 + number
-            self._say.fact(f"records go to {', '.join(private.adapters)} ({plan.why})")
+                return 128 + number, None
             started = True
             code = self._accompany(private, command, names) if command else 0
-            self._deadline = time.monotonic() + self._timeout
-            facts = self._deliver(private)
+            self._deadline = self._deadline or time.monotonic() + self._timeout
+            return code, self._deliver(private)
         finally:
             self._say.line.clear()
-            if not started:  # else it has been closed
+            if not private.closed:
                 self._stop(private)
-                private.close(keep=plan.resume is not None)
-        self._report({"exit_code": code, **facts}, private)
-        if plan.resume is None and not facts["kept"]:
-            self._deliver_leftovers()
-        return code if command else int(bool(facts["kept"]))
+                private.close(keep=keep or started)
 
     def _start(self, private: Private) -> int:
         """The number of a signal that came before it could be reached, else 0."""
@@ -287,7 +305,7 @@ class Launch:
             if number := self._signals.asked_to_end(0.02):
                 return number
             if time.monotonic() > deadline:
-                raise CannotServe(f"it does not answer within {START:g} s; see {private.log}")
+                raise CannotServe(f"it is not there after {START:g} s\n{private.tail()}")
         return 0
 
     def _accompany(self, private: Private, command: list[str], names: dict[str, str]) -> int:
@@ -299,6 +317,7 @@ class Launch:
             "ZMQTRACK_SPOOL_DIR": str(private.spool),
         }
         environment.pop("ZMQTRACK_KEY", None)  # it is for another daemon; this one asks for none
+        self._say.fact(f"records go to {', '.join(private.adapters)} ({self._plan.why})")
         self._say.line.show("zmqtrack")
         try:
             # There is no thread yet, so the child may run some Python before it is the command.
@@ -313,6 +332,8 @@ class Launch:
             elif info.si_signo != signal.SIGCHLD and info.si_code != SI_KERNEL:
                 training.send_signal(info.si_signo)
             self._revive(private)
+        while self._signals.wait(0) is not None:
+            pass  # the Ctrl-C that ended it is not meant for us
         return code if code >= 0 else 128 - code
 
     def _revive(self, private: Private) -> None:
@@ -349,41 +370,46 @@ class Launch:
 
     def _deliver(self, private: Private) -> dict[str, Any]:
         """Wait until all is delivered, stop the daemon, and keep what is left; tells about it."""
-        say_again = time.monotonic() + 3.0
+        status = self._await_delivery(private)
+        outboxes = private.undelivered()
+        facts = _facts(private, status)
+        self._stop(private)
+        facts["warnings"] = private.warnings()
+        facts["outboxes"] = outboxes
+        facts["delivered"] = status is not None and not (private.behind(status) or outboxes)
+        letters = any(adapter["dead_letters"] for adapter in facts["adapters"].values())
+        if facts["delivered"] and letters:
+            private.wait_for_person()
+        keep = letters or not facts["delivered"]
+        facts["kept"] = _shown(private.folder) if keep else None
+        private.close(keep=keep)
+        return facts
+
+    def _await_delivery(self, private: Private) -> dict[str, Any] | None:
+        """Returns the daemon's last status."""
+        say_at = time.monotonic() + PATIENCE
         ending = None  # whether runs that nobody goes on with come to their end
         while True:
             self._revive(private)
             left = private.send_spools(1.0)
             status = private.status()
-            behind = private.behind(status) if status is not None else None
-            done = behind == {} and not left
+            behind = private.behind(status) if status is not None else {}
+            done = status is not None and not (behind or left or private.retrying(status))
             if done and _open(status):
                 if ending is None and not private.undelivered():
                     ending = private.end_open_runs()
                 done = not ending
             if done or time.monotonic() >= self._deadline:
-                break
+                return status
             self._show(private, "Ctrl-C: deliver it later")
-            if say_again and time.monotonic() > say_again and not self._say.line.wanted:
+            if time.monotonic() > say_at and not self._say.line.wanted:
                 names = ", ".join(behind or private.adapters)
                 seconds = self._deadline - time.monotonic()
                 self._say.fact(f"waiting for {names}, {seconds:.0f} s at most")
-                say_again = 0.0
+                say_at = self._deadline
             if self._signals.asked_to_end(0.1):
                 self._interrupted = True
-                break
-        outboxes = private.undelivered()
-        facts = _facts(private, status)
-        self._stop(private)
-        facts["warnings"] = private.warnings()
-        done = behind == {} and not outboxes
-        letters = any(adapter["dead_letters"] for adapter in facts["adapters"].values())
-        if done and letters:
-            (private.folder / "dead-letters").touch()
-        facts["kept"] = None if done and not letters else _shown(private.folder)
-        facts["outboxes"] = outboxes
-        private.close(keep=facts["kept"] is not None)
-        return facts
+                return status
 
     def _stop(self, private: Private) -> None:
         private.stop()
@@ -404,21 +430,13 @@ class Launch:
                 private = Private.open(folder)
             except (CannotServe, ConfigError):
                 continue  # in use, or for a person to look at
-            started = False
             try:
-                if self._start(private):
-                    self._interrupted = True
-                    return
-                started = True
-                facts = self._deliver(private)
+                _, facts = self._serve(private, [], {}, keep=True)
             except CannotServe as error:
                 self._say.problem(f"{_shown(folder)} is still to be delivered: {error}")
                 continue
-            finally:
-                self._say.line.clear()
-                if not started:
-                    self._stop(private)
-                    private.close(keep=True)
+            if facts is None:
+                return
             if facts["kept"]:
                 self._say.problem(f"{_shown(folder)} is still to be delivered")
             else:
@@ -426,10 +444,7 @@ class Launch:
 
     # --- the end ------------------------------------------------------------------------------
 
-    def _report(self, facts: dict[str, Any], private: Private) -> None:
-        if self._say.as_json:
-            typer.echo(json.dumps(facts), err=True)
-            return
+    def _report(self, facts: dict[str, Any]) -> None:
         problem, fact = self._say.problem, self._say.fact
         names = ["/".join(run[part] for part in RunKey._fields) for run in facts["runs"]]
         if names:
@@ -440,30 +455,30 @@ class Launch:
         else:
             fact("nothing was logged; an address in the script comes before ZMQTRACK_ADDRESS")
         for name, adapter in facts["adapters"].items():
-            undelivered = adapter["behind"] or adapter["dead_letters"]
+            undelivered = adapter["behind"] != 0 or adapter["dead_letters"]
             (problem if undelivered else fact)(_line(name, adapter))
             if adapter["look"] and not self._say.quiet:
                 typer.echo(f"    {adapter['look']}", err=True)
+            for reason, n in adapter["in_part"].items():
+                problem(f"{name}: {n:,} × {reason}")
         for loss in facts["losses"]:
-            problem(f"lost: {loss['n']:,} of {loss['site']}: {loss['reason']}")
+            site = f" of {loss['site']}" if loss["site"] else ""
+            problem(f"lost or refused: {loss['n']:,}{site}: {loss['reason']}")
         if facts["outboxes"]:
             problem(f"{facts['outboxes']} outboxes have not reached the daemon, or are in use")
         warnings = [] if self._say.verbose else facts["warnings"]
         for warning in warnings[-WARNINGS:]:
             problem(f"the daemon's log: {warning}")
-        if facts["kept"]:
-            problem(f"kept in {facts['kept']}")
-            if (
-                any(adapter["behind"] for adapter in facts["adapters"].values())
-                or facts["outboxes"]
-            ):
-                problem("the next `zmqtrack run` here tries again; or now:")
-                typer.echo(f"    zmqtrack run --resume {facts['kept']}", err=True)
-            else:
-                problem("to see what was refused, and why:")
-                typer.echo(
-                    f"    zmqtrack run --resume {facts['kept']} -- zmqtrack dlq list", err=True
-                )
+        if not facts["kept"]:
+            return
+        problem(f"kept in {facts['kept']}")
+        again = f"    zmqtrack run --resume {facts['kept']}"
+        if facts["delivered"]:
+            problem("to see what was refused, and why:")
+            typer.echo(f"{again} -- zmqtrack dlq list", err=True)
+        else:
+            problem("the next `zmqtrack run` here tries again; or now:")
+            typer.echo(again, err=True)
 
 
 def _open(status: dict[str, Any] | None) -> bool:
@@ -488,7 +503,14 @@ def _facts(private: Private, status: dict[str, Any] | None) -> dict[str, Any]:
             "dead_letters": said.get("dead_letters", 0),
             "state": said.get("state", "unknown"),
             "detail": said.get("detail", ""),
+            "in_part": {
+                reason: n for reason, n in said.get("counters", {}).items() if reason not in COUNTED
+            },
         }
+    losses = [
+        {"reason": reason, "site": "", "n": n}
+        for reason, n in (status["daemon"]["refused"].items() if status is not None else ())
+    ]
     return {
         "records": _records(status) if status is not None else 0,
         "runs": [
@@ -496,7 +518,7 @@ def _facts(private: Private, status: dict[str, Any] | None) -> dict[str, Any]:
             for each in (status or {}).get("sites", ())
         ],
         "adapters": adapters,
-        "losses": status["losses"] if status is not None else [],
+        "losses": losses + (status["losses"] if status is not None else []),
     }
 
 
@@ -504,7 +526,9 @@ def _line(name: str, adapter: dict[str, Any]) -> str:
     text = f"{name}: {adapter['delivered']:,} delivered"
     if adapter["where"]:
         text += f", in {adapter['where']}"
-    if adapter["behind"]:
+    if adapter["behind"] is None:
+        text += "; how much is still to go is not known, as the daemon does not answer"
+    elif adapter["behind"]:
         text += f"; {adapter['behind']} batches still to go ({adapter['state']}"
         text += f": {adapter['detail']})" if adapter["detail"] else ")"
     if adapter["dead_letters"]:

@@ -34,6 +34,8 @@ __all__ = ["OUT", "CannotServe", "Private", "leftovers"]
 
 #: Where results go if no configuration says otherwise.
 OUT = Path("zmqtrack-out")
+#: Its presence says that nothing but dead letters is left.
+DEAD_LETTERS = "dead-letters"
 EX_CONFIG = 78
 #: Longest path of a socket.
 MAX_SOCKET = 107
@@ -67,7 +69,7 @@ def leftovers(state: Path) -> list[Path]:
     Not those that hold nothing but dead letters: they wait for a person.
     """
     found = [path.parent for path in state.glob("launches/*/zmqtrack.yaml")]
-    return sorted(path for path in found if not (path / "dead-letters").exists())
+    return sorted(path for path in found if not (path / DEAD_LETTERS).exists())
 
 
 class Private:
@@ -79,6 +81,7 @@ class Private:
         self.spool = folder / "spool"
         self.log = folder / "daemon.log"
         self.config = config
+        self.closed = False
         self._lock = lock
         self._process: subprocess.Popen[bytes] | None = None
         self._client: ControlClient | None = None
@@ -123,7 +126,7 @@ class Private:
             sockets = Path(urlsplit(stored.daemon.control).path).parent
             if sockets.name.startswith("zmqtrack-run-"):  # its owner was killed
                 shutil.rmtree(sockets, ignore_errors=True)
-            (folder / "dead-letters").unlink(missing_ok=True)
+            (folder / DEAD_LETTERS).unlink(missing_ok=True)
             return cls(folder, lock, config or stored)
         except BlockingIOError:
             raise CannotServe(f"{folder} is in use by another launch") from None
@@ -173,14 +176,17 @@ class Private:
         """
         assert self._process is not None
         if (code := self._process.poll()) is not None:
-            said = self.log.read_text(errors="replace").splitlines()[-TAIL:]
-            where = f"{self.config_file}:"
-            lines = [line.split(" ", 1)[1] if line.startswith(where) else line for line in said]
-            raise CannotServe(
-                "\n".join(lines or [f"the daemon ended at once, with exit code {code}"]),
-                code=EX_CONFIG if code == EX_CONFIG else 1,
-            )
+            said = self.tail() or f"the daemon ended at once, with exit code {code}"
+            raise CannotServe(said, EX_CONFIG if code == EX_CONFIG else 1)
         return self._told.exists()
+
+    def tail(self) -> str:
+        """The last lines of its log; without the places in a file that nobody has written."""
+        where = f"{self.config_file}:"
+        lines = self.log.read_text(errors="replace").splitlines()[-TAIL:]
+        return "\n".join(
+            line.partition(" ")[2] if line.startswith(where) else line for line in lines
+        )
 
     def start(self, verbose: bool = False) -> None:
         """Start it; it is :attr:`ready` a moment later."""
@@ -225,6 +231,16 @@ class Private:
         known = status["adapters"]
         lags = {name: known.get(name, {}).get("lag", 1) for name in self.adapters}
         return {name: lag for name, lag in lags.items() if lag}
+
+    def retrying(self, status: dict[str, Any]) -> bool:
+        """Whether a dead letter is about to be tried again, as somebody asked."""
+        if self._client is None or not any(a["dead_letters"] for a in status["adapters"].values()):
+            return False
+        try:
+            letters = self._client.request("dlq")["letters"]
+        except ControlError:
+            return True
+        return any(letter["retrying"] for letter in letters)
 
     def end_open_runs(self) -> bool:
         """Nobody is left to log: let runs without an end be killed now, not after their lease.
@@ -283,8 +299,13 @@ class Private:
         bad = (line for line in lines if line.startswith(("WARNING ", "ERROR ", "CRITICAL ")))
         return [line for line in dict.fromkeys(bad) if "it ends as killed" not in line]
 
+    def wait_for_person(self) -> None:
+        """All is delivered but dead letters: the next launch has nothing to do here."""
+        (self.folder / DEAD_LETTERS).touch()
+
     def close(self, *, keep: bool) -> None:
         """Let go of it; remove it unless somebody needs what is in it."""
+        self.closed = True
         shutil.rmtree(self._sockets, ignore_errors=True)
         if not keep:
             shutil.rmtree(self.folder, ignore_errors=True)
