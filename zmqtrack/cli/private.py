@@ -311,8 +311,7 @@ class Private:
             shutil.rmtree(self.folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # not empty
                 self.folder.parent.rmdir()
-                if self.folder.parent.parent.name == OUT.name:
-                    self.folder.parent.parent.rmdir()
+                self.folder.parent.parent.rmdir()
         os.close(self._lock)
 
 
