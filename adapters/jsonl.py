@@ -1,14 +1,8 @@
 """JSON lines: ``DIR/EXPERIMENT/RUN/SITE.jsonl``, one strict JSON object for each record.
 
 Each line has ``type``, ``key``, ``value``, ``step`` (null: none), ``time`` (the writer's,
-in seconds), and ``stream`` and ``seq`` of the batch that brought it. JSON cannot say all
-that a record can; what it lacks is written like this, and :func:`restore` reads it:
-
-- a metric's value, and a time, that is not finite: ``"NaN"``, ``"Infinity"`` or
-  ``"-Infinity"``, which ``float()`` reads;
-- anywhere else: ``{"$float": "NaN"}``, ``{"$bytes": BASE64}``, ``{"$ext": [CODE, BASE64]}``
-  (an extension of msgpack), and ``{"$map": [[KEY, VALUE], ...]}`` for a map that has keys
-  which are no strings, or begin with ``$``.
+in seconds), and ``stream`` and ``seq`` of the batch that brought it. What JSON cannot say is
+written as :mod:`zmqtrack.plain` does, and :func:`restore` reads it.
 
 An image or artifact becomes a file of its own, and its value ``{"file", "size", "sha256"}``.
 ``file`` is relative to the folder of the ``.jsonl``: ``SITE.files/DIGEST/KEY``. Named by
@@ -22,15 +16,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Iterator, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import msgpack
 from pydantic import Field
 
+from zmqtrack.plain import number, plain
 from zmqtrack.records import Record, RunKey
 from zmqtrack.wire import Batch
 
@@ -111,18 +105,18 @@ class JSONLAdapter(Adapter):
         for record in batch:
             value: Any
             if batch.type == "metric":
-                value = _number(record.value)
+                value = number(record.value)
             elif batch.type in ("image", "artifact"):
                 value = _keep(record, folder, files)
             else:
-                value = _plain(record.value)
+                value = plain(record.value)
             line = _encode(
                 {
                     "type": batch.type,
                     "key": record.key,
                     "value": value,
                     "step": record.step,
-                    "time": _number(record.time),
+                    "time": number(record.time),
                 }
             )
             lines.append(f"{line[:-1]},{source}")
@@ -169,39 +163,11 @@ def _inside(key: str) -> str:
     return path if len(path) <= MAX_PATH else safe_name(key)
 
 
-# --- values: JSON's, and back ------------------------------------------------------------
-
-
-def _number(value: float) -> float | str:
-    return value if isfinite(value) else _name(value)
-
-
-def _name(value: float) -> str:
-    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
-
-
-def _plain(value: Any) -> Any:
-    """What msgpack carries, as what strict JSON carries."""
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return value if isfinite(value) else {"$float": _name(value)}
-        case bytes():
-            return {"$bytes": b64encode(value).decode()}
-        case dict():
-            if all(isinstance(key, str) and not key.startswith("$") for key in value):
-                return {key: _plain(part) for key, part in value.items()}
-            return {"$map": [[_plain(key), _plain(part)] for key, part in value.items()]}
-        case msgpack.ExtType(code=code, data=data):
-            return {"$ext": [code, b64encode(data).decode()]}
-        case msgpack.Timestamp():
-            return {"$ext": [-1, b64encode(value.to_bytes()).decode()]}
-    return [_plain(part) for part in value]
+# --- values: the way back ------------------------------------------------------------------
 
 
 def restore(value: Any) -> Any:
-    """A line's value as it was logged: the way back from what this module's text describes."""
+    """A line's value as it was logged: the way back from :mod:`zmqtrack.plain`."""
     match value:
         case list():
             return [restore(part) for part in value]

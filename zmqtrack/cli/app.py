@@ -22,6 +22,8 @@ from .doctor import examine
 from .keyring import keys_app
 from .launch import run
 from .service import service_app
+from .tap import tap
+from .top import top
 
 __all__ = ["app"]
 
@@ -142,6 +144,10 @@ def reload(
         show.reloaded(facts)
     if facts["problems"]:
         raise typer.Exit(78)
+
+
+app.command()(top)
+app.command()(tap)
 
 
 @app.command()

@@ -1,0 +1,226 @@
+"""What ``zmqtrack top`` shows, drawn into whatever room there is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import ControlError
+from . import show
+from .watch import Watch
+
+__all__ = ["View"]
+
+#: Sites stand in this order; those in any other state come last.
+_STATES = ("active", "stale", "killed", "ended")
+
+
+class Column(NamedTuple):
+    """``keep``: those with the least go first where there is little room; ``flexible`` ones are
+    shortened before."""
+
+    title: str
+    keep: int
+    flexible: bool = False
+    right: bool = True
+
+
+_SITE = (
+    Column("site", 9, flexible=True, right=False),
+    Column("experiment", 1, flexible=True, right=False),
+    Column("run", 4, flexible=True, right=False),
+    Column("state", 9, right=False),
+    Column("rate", 8),
+    Column("records", 7),
+    Column("step", 6),
+    Column("spooled", 5),
+    Column("last seen", 3),
+)
+_ADAPTER = (
+    Column("adapter", 9, flexible=True, right=False),
+    Column("state", 9, right=False),
+    Column("rate", 7),
+    Column("lag", 8),
+    Column("retries", 4),
+    Column("restarts", 3),
+    Column("dead letters", 5),
+    Column("", 2, flexible=True, right=False),
+)
+#: A flexible column has so many characters at least; a longer one is shortened down to that.
+LEAST = 10
+
+
+class View:
+    """The screen, drawn into whatever room there is when it is drawn."""
+
+    def __init__(self, watch: Watch, keys: bool = False) -> None:
+        self._watch = watch
+        self._keys = keys
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        facts, trouble, since = self._watch.facts, self._watch.trouble, self._watch.since
+        facts = show.clean(facts)
+        width = options.max_width
+        lines = _head(facts, trouble, since)
+        sites = [_site_row(site, facts["now"]) for site in _in_order(facts["sites"])]
+        adapters = [_adapter_row(*item) for item in facts["adapters"].items()]
+        for_sites = for_adapters = 1 << 30
+        if options.height is not None:
+            # A blank line and a title to each, and the line of keys.
+            room = max(2, options.height - len(lines) - 4 - self._keys)
+            for_adapters = min(len(adapters) or 1, max(1, room // 3))
+            for_sites = max(1, room - for_adapters)
+        style = "dim" if trouble else ""
+        for line in lines:
+            yield _cut(line, width)
+        yield ""
+        yield from _table(_SITE, sites, width, for_sites, style, "no site has logged yet")
+        yield ""
+        yield from _table(_ADAPTER, adapters, width, for_adapters, style, "no adapter yet")
+        if self._keys:
+            yield _cut(Text("q ends", style="dim"), width)
+
+
+def _head(facts: dict[str, Any], trouble: ControlError | None, since: float) -> list[Text]:
+    journal, now = facts["journal"], facts["now"]
+    up = show.age(now - facts["daemon"]["started"])
+    first = Text(f"zmqtrackd {facts['version']} at {facts['control']}")
+    first.append("" if trouble else f", up {up}")
+    second = Text("")
+    second.append(_rate(facts["rate"]) + "/s", style="bold")
+    second.append(f"   journal: offset {journal['head']}, {show.size(journal['bytes'])}")
+    lost = sum(loss["n"] for loss in facts["losses"])
+    refused = sum(facts["daemon"]["refused"].values())
+    second.append("   ")
+    second.append(f"refused {refused}, lost {lost}", style="red" if lost or refused else "dim")
+    lines = [first, second]
+    if trouble:
+        clock = time.strftime("%H:%M:%S", time.localtime(since))
+        reason = show.clean(str(trouble)).partition(" (waited")[0]
+        lines.append(Text(f"no answer since {clock}, trying: {reason}", style="bold red"))
+    elif facts["daemon"].get("journal_full"):
+        lines.append(Text("the journal is full: sites keep their records", style="bold red"))
+    elif facts["daemon"].get("insecure"):
+        lines.append(Text("insecure: anybody who reaches it can log as any site", style="red"))
+    return lines
+
+
+def _in_order(sites: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Active ones first, by name, so that rows stay where they are; then those last seen."""
+
+    def order(site: dict[str, Any]) -> tuple[int, float, tuple[str, ...]]:
+        state = site.get("state", "")
+        rank = _STATES.index(state) if state in _STATES else len(_STATES)
+        name = (site["site"], site["experiment"], site["run"])
+        return rank, 0.0 if rank == 0 else -site["last_seen"], name
+
+    return sorted(sites, key=order)
+
+
+def _site_row(site: dict[str, Any], now: float) -> list[Text]:
+    state = site.get("state", "?")
+    return [
+        Text(site["site"]),
+        Text(site["experiment"]),
+        Text(site["run"]),
+        Text(state, style=show.SITE_COLOURS.get(state, "red" if state == "killed" else "")),
+        Text(_rate(site["rate"])),
+        Text(_known(site["records"])),
+        Text(_known(site.get("step"))),
+        Text(_known(site.get("spooled")), style="yellow" if site.get("spooled") else ""),
+        Text(f"{show.age(now - site['last_seen'])} ago"),
+    ]
+
+
+def _adapter_row(name: str, adapter: dict[str, Any]) -> list[Text]:
+    state, dead = adapter["state"], adapter["dead_letters"]
+    return [
+        Text(name),
+        Text(state, style=show.COLOURS.get(state, "red")),
+        Text(_rate(adapter["rate"])),
+        Text(str(adapter["lag"]), style="yellow" if adapter["lag"] else ""),
+        Text(str(adapter["counters"].get("retries", 0))),
+        Text(_known(adapter.get("restarts"))),
+        Text(str(dead), style="red" if dead else ""),
+        Text(adapter.get("detail", "")),
+    ]
+
+
+def _known(number: int | None) -> str:
+    return "" if number is None else str(number)
+
+
+def _rate(rate: float | None) -> str:
+    if rate is None:
+        return "?"
+    if rate >= 1e6:
+        return f"{rate / 1e6:.1f}M"
+    if rate >= 1e4:
+        return f"{rate / 1e3:.1f}k"
+    return f"{rate:.0f}" if rate >= 10 or rate == 0 else f"{rate:.1f}"
+
+
+def _table(
+    columns: tuple[Column, ...],
+    rows: list[list[Text]],
+    width: int,
+    height: int,
+    style: str,
+    nothing: str,
+) -> Iterator[Table | Text]:
+    """The rows that fit, one line each, and how many more there are."""
+    if not rows:
+        yield _cut(Text(nothing, style="dim"), width)
+        return
+    shown = rows if len(rows) <= height else rows[: max(1, height - 1)]
+    widths = _widths(columns, shown, width)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, style=style)
+    for column, room in zip(columns, widths, strict=True):
+        if room is not None:
+            table.add_column(
+                column.title,
+                justify="right" if column.right else "left",
+                width=room,
+                no_wrap=True,
+                overflow="ellipsis",
+            )
+    for row in shown:
+        cells = [cell for cell, room in zip(row, widths, strict=True) if room is not None]
+        table.add_row(*cells)
+    yield table
+    if more := len(rows) - len(shown):
+        yield _cut(Text(f"… and {more} more", style="dim"), width)
+
+
+def _widths(columns: tuple[Column, ...], rows: list[list[Text]], width: int) -> list[int | None]:
+    """How wide each column is; None: it has no room. Names give way before facts go."""
+    full = [
+        max(cell_len(column.title), *(cell.cell_len for cell in cells))
+        for column, cells in zip(columns, zip(*rows, strict=True), strict=True)
+    ]
+    least = [
+        min(wanted, LEAST) if column.flexible else wanted
+        for column, wanted in zip(columns, full, strict=True)
+    ]
+    # One that is empty in all rows, as is the detail of adapters that are well, takes none.
+    kept = [place for place, wanted in enumerate(full) if wanted]
+    while len(kept) > 1 and sum(least[place] + 2 for place in kept) - 2 > width:
+        kept.remove(min(kept, key=lambda place: columns[place].keep))
+    widths: list[int | None] = [None] * len(columns)
+    left = width - sum(least[place] + 2 for place in kept) + 2
+    for place in kept:
+        more = max(0, min(left, full[place] - least[place]))
+        widths[place] = max(1, least[place] + more + min(0, left))
+        left -= more
+    return widths
+
+
+def _cut(line: Text, width: int) -> Text:
+    line.truncate(width, overflow="ellipsis")
+    return line
