@@ -90,6 +90,7 @@ class Notifier:
             yield
             return
         self._say(*self._with(status))
+        self._extend_due = 0.0  # what was asked for before may have been for something else
         done = threading.Event()
         thread = threading.Thread(target=self._extend_until, args=(done,), daemon=True)
         thread.start()
@@ -137,7 +138,7 @@ def summary(facts: dict[str, Any]) -> str:
         {run["site"] for run in facts["sites"] if run["state"] == state}
         for state in ("active", "stale")
     )
-    text = f"{len(active)} sites active"
+    text = f"{len(active)} site{'s' * (len(active) != 1)} active"
     if stale - active:
         text += f", {len(stale - active)} stale"
     adapters: dict[str, dict[str, Any]] = facts["adapters"]

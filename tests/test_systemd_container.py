@@ -37,6 +37,19 @@ while n < int(most) if int(most) else not select.select([sys.stdin], [], [], 0.0
 run.finish(timeout=60)
 print(n)
 """
+#: An adapter that takes its time, once, for what is logged in the run "slow".
+SLOW = """
+import time
+from zmqtrack.adapters.base import Adapter
+
+class Slow(Adapter):
+    wait = 4
+
+    def deliver(self, batches):
+        if any(batch.run.run == "slow" for batch in batches):
+            time.sleep(self.wait)
+            self.wait = 0
+"""
 CONFIG = "etc/zmqtrack/zmqtrack.yaml"
 
 
@@ -134,7 +147,7 @@ def test_installed_from_the_wheel_it_starts_and_carries_records(service: Service
     assert int(owner) > 60000  # nobody's account
     writer = service.logging("live")
     until(
-        lambda: "1 sites active" in service.machine.show("zmqtrackd", "StatusText")["StatusText"],
+        lambda: "1 site active" in service.machine.show("zmqtrackd", "StatusText")["StatusText"],
         "a status that tells of the site",
     )
     service.end("live", writer)
@@ -213,6 +226,28 @@ def test_a_stop_under_load_is_in_order_and_the_rest_comes_after_the_next_start(
     service.end("stopped", writer)
     service.drain()
     service.check("stopped")
+
+
+def test_a_stop_that_takes_longer_than_its_time_asks_for_more(service: Service) -> None:
+    service.path("opt/slow.py").write_text(SLOW)
+    drop_in = service.path("etc/systemd/system/zmqtrackd.service.d/slow.conf")
+    drop_in.write_text("[Service]\nTimeoutStopSec=1\nEnvironment=PYTHONPATH=/opt\n")
+    slow = service.add("slow", "type: 'slow:Slow'\nname: slow\nflush_interval: 0\n")
+    service.run("systemctl", "daemon-reload")
+    service.run("systemctl", "restart", "zmqtrackd")
+    service.drain()
+    service.log("slow", 100)
+    began = time.monotonic()
+    service.run("systemctl", "stop", "zmqtrackd")
+    took = time.monotonic() - began
+    facts = service.machine.show("zmqtrackd", "ActiveState", "Result")
+    assert facts == {"ActiveState": "inactive", "Result": "success"}
+    assert took > 2  # and not killed after one
+    print(f"stopped in order after {took:.1f} s, with TimeoutStopSec=1")
+    drop_in.unlink()
+    slow.unlink()
+    service.run("systemctl", "daemon-reload")
+    service.run("systemctl", "start", "zmqtrackd")
 
 
 def test_an_adapter_is_a_unit_of_its_own(service: Service) -> None:

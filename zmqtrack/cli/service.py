@@ -102,7 +102,7 @@ def uninstall(user: User = False, root: Root = None) -> None:
     found = [unit for unit in units if unit.exists() or unit.is_symlink()]
     try:
         if found and root is None:
-            _systemctl(user, "stop", "zmqtrackd.service", "zmqtrack-adapter@*.service")
+            _systemctl(user, "stop", "zmqtrack-adapter@*.service", "zmqtrackd.service")
             _systemctl(user, "disable", *(unit.name for unit in found))
         for unit in found:
             if _is_ours(unit):
