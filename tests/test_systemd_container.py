@@ -303,6 +303,7 @@ def test_keys_are_roots_and_come_and_go_while_it_runs(service: Service) -> None:
     assert (mode.st_uid, mode.st_mode & 0o777) == (0, 0o600)
     service.run("systemctl", "reload", "zmqtrackd")
     config.write_text(text.replace("  keys:", "  # keys:"))
+    service.path("etc/zmqtrack/adapters/own.key").unlink()
     service.run("systemctl", "restart", "zmqtrackd", "zmqtrack-adapter@own")
     service.drain()
 
@@ -339,6 +340,7 @@ def test_a_user_has_a_service_without_root(service: Service) -> None:
 
 
 def test_at_the_end_each_record_is_there_once_and_uninstall_leaves_them(service: Service) -> None:
+    service.log("last", 100)
     service.drain()
     print(service.logged)
     print(service.run("zmqtrack", "status").stdout)
