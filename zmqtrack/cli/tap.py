@@ -89,9 +89,10 @@ def tap(
     chosen = _Chosen(_checked(types or []), site or [], key or [], run)
     if stray := next((glob for glob in chosen.globs if Path(glob).is_file()), None):
         _say(f"--key {stray} chooses records by their key; the file of your own is --key-file")
+    if sys.stdout is None:
+        fail("stdout is closed: there is nowhere to show records")
     with daemon(address, key_file) as client:
         listener = Listener(client, *where(address, key_file), chosen)
-        _say(f"listening to {listener.address}; Ctrl-C ends")
         printer = _Printer(limit, as_json)
         try:
             with suppress(KeyboardInterrupt):
@@ -205,6 +206,7 @@ class Listener:
         self._came = 0  # batches since the last head
         self._missed = 0
         self._said = 0.0  # when that was told
+        self._heard = False  # ever
         self._away = False  # it is told that nothing is heard
         self._back = False  # something is heard again, and what was missed not told yet
         self._connect(self._ask(timeout=5.0))
@@ -258,8 +260,11 @@ class Listener:
                 raise BrokenPipeError
             now = time.monotonic()
             if self._socket in ready:
-                if self._away:
+                if not self._heard:
+                    _say(f"listening to {self.address}; Ctrl-C ends")
+                elif self._away:
                     _say("the daemon is heard again")
+                self._heard = True
                 self._back |= now - heard > PAUSE
                 self._away = False
                 self._receive(printer)

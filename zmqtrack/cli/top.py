@@ -66,6 +66,8 @@ def top(
     watch = Watch(*where(address, key), max(SHORTEST, seconds))
     watch.look()
     _check(watch)  # what is wrong from the start is said as by the other commands
+    if sys.stdout is None:
+        fail("stdout is closed: there is nowhere to show it")
     terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     if once or svg is not None or not (terminal or as_json):
         time.sleep(watch.interval)
