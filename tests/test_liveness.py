@@ -119,6 +119,7 @@ def test_mlflow_shows_it_as_killed_and_then_as_running(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     adapter = {"type": "mlflow", "flush_interval": 0, "options": {"tracking_uri": uri}}
     with Daemon(tmp_path, [adapter], **QUICK) as served:
+
         def shown() -> str:
             served.drain()
             client = MlflowClient(uri)  # the adapter makes the database
