@@ -196,7 +196,9 @@ def test_the_watchdog_is_told_at_half_its_time_by_turns_alone(here: Systemd) -> 
 
 
 @pytest.mark.parametrize(
-    ("pid", "seconds"), [(str(os.getpid()), 15.0), ("1", 0.0), ("no number", 0.0), ("", 15.0)]
+    ("pid", "seconds"),
+    [(str(os.getpid()), 15.0), ("1", 0.0), ("no number", 0.0), ("", 15.0)],
+    ids=["own", "another", "no number", "none"],  # workers have to agree on them
 )
 def test_only_the_watchdog_of_this_process_is_fed(here: Systemd, pid: str, seconds: float) -> None:
     environ = {"NOTIFY_SOCKET": here.address, "WATCHDOG_USEC": "30000000", "WATCHDOG_PID": pid}
