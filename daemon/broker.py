@@ -213,20 +213,25 @@ class Broker:
         elif self.sites.hear(header.run):
             self.journal.set_run(header.run, "open")
 
-    def note_beat(self, client: Client, stream: bytes, run: RunKey, seq: int, facts: Beat) -> None:
-        """A writer says that it lives. One that has sent more since says less than its batches.
+    def note_beat(self, client: Client, stream: bytes, run: RunKey, facts: Beat) -> None:
+        """A writer says that it lives. That opens no run, as its batches do, but one that was
+        killed for its silence.
 
         Raises:
             FrameError: it may not speak for that run.
         """
         known = self.journal.stream(stream)
         self._check_owner(client, stream, run, known)
-        if known is None or known.seq > seq or known.run != run:
+        if stream not in self._routes or (known and known.run != run):
             return
-        if self.limits.wait(run.site, 0) or self.holding:
+        if self.limits.wait(run.site, 0):
             return
-        if self.sites.hear(run):
+        is_open = self.sites.life(run) is not None
+        if not is_open and not self.holding and self.journal.run_state(run) == "killed":
             self.journal.set_run(run, "open")
+            is_open = True
+        if is_open:
+            self.sites.hear(run)
         self.sites.beat(run, stream, *facts)
 
     @property

@@ -185,8 +185,7 @@ class Control:
         self._broker.note_beat(
             request["client"],
             request["stream"],
-            RunKey(*request["run"]),
-            _number(request["seq"]),
+            RunKey(*(check_name("name", name) for name in request["run"])),
             (_number(request["spooled"]), None if step is None else _number(step, -MAX_INT), clock),
         )
 
@@ -448,12 +447,12 @@ class Control:
             facts["last_seen"] = known.last_seen
             found[known.run] = facts
         for run, facts in found.items():
+            facts["step"] = self._broker.sites.last_step(RunKey(*run))
             life = self._broker.sites.life(RunKey(*run))
             if life is None:
                 facts["state"] = self._journal.run_state(run) or "ended"
                 continue
             facts["state"] = "stale" if life.heard < stale else "active"
-            facts["step"] = life.step
             facts["last_seen"] = max(
                 facts["last_seen"], time.time() - (time.monotonic() - life.heard)
             )

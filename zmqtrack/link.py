@@ -56,6 +56,7 @@ class Link:
         self.step: int | None = None
         self.clock = 0.0
         self._beat_every = self._beat_due = 0.0
+        self._beat_final = False
         #: Largest values that the daemon takes, by data type.
         self.sizes: dict[str, int] = {}
         #: Records that the daemon refused for good, by reason.
@@ -196,14 +197,18 @@ class Link:
         self._due = now + self._patience
         self._patience = min(2 * self._patience, PATIENCE_MAX)
 
+    def beat_last(self) -> None:
+        """Say at the next turn how the writer is, and then no more: its run ends."""
+        self._beat_due, self._beat_final = 0.0, True
+
     def _beat(self) -> None:
         """Tell the daemon that the writer lives; where that gets lost, the next one tells it."""
         self._beat_due = time.monotonic() + self._beat_every
+        self.beats = not self._beat_final
         beat = wire.encode_control(
             "beat",
             stream=self.spool.stream,
             run=list(self.spool.run),
-            seq=self.spool.last,
             spooled=self.spool.pending(),
             step=self.step,
             time=self.clock,

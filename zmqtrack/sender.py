@@ -145,7 +145,8 @@ class Sender(threading.Thread):
         try:
             while True:
                 deadline = self._deadline  # read first: nothing is logged after it is set
-                own.beats = deadline is None
+                if self._last is not None:
+                    own.beat_last()
                 try:
                     self._turn(own)
                 except Exception:

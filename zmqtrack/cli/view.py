@@ -71,9 +71,11 @@ class View:
         sites = [_site_row(site, facts["now"]) for site in _in_order(facts["sites"])]
         adapters = [_adapter_row(*item) for item in facts["adapters"].items()]
         for_sites = for_adapters = 1 << 30
-        if options.height is not None:
+        # Within a live display of several, Rich tells a part no height.
+        height = options.height or (console.height if console.is_alt_screen else None)
+        if height is not None:
             # A blank line and a title to each, and the line of keys.
-            room = max(2, options.height - len(lines) - 4 - self._keys)
+            room = max(2, height - len(lines) - 4 - self._keys)
             for_adapters = min(len(adapters) or 1, max(1, room // 3))
             for_sites = max(1, room - for_adapters)
         style = "dim" if trouble else ""
