@@ -179,7 +179,7 @@ class Control:
 
     def _beat(self, identity: bytes, request: dict[str, Any]) -> None:
         """A writer lives, and says how it is. Nothing is answered."""
-        step, clock = request["step"], request["time"]
+        step, clock = request.get("step"), request["time"]  # what is nil is not on the wire
         if type(clock) is not float or not math.isfinite(clock):
             raise ValueError("the time is no number")
         self._broker.note_beat(
