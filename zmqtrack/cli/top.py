@@ -121,7 +121,9 @@ def _print_once(watch: Watch, as_json: bool, svg: Path | None) -> None:
 def _live(watch: Watch) -> None:
     """Draw until q, Ctrl-C or a signal to end; Ctrl-Z gives the terminal back meanwhile."""
     keys = sys.stdin.isatty()
-    console = Console(highlight=False, markup=False)
+    # COLUMNS and LINES, where somebody exports them, do not follow when the terminal is resized.
+    environ = {n: v for n, v in os.environ.items() if n not in ("COLUMNS", "LINES")}
+    console = Console(highlight=False, markup=False, _environ=environ)
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
