@@ -52,7 +52,7 @@ def _commit_the_cursor_before_the_delivery(module: ModuleType) -> None:
 
 
 def _accept_what_is_there_already(module: ModuleType) -> None:
-    """The daemon forgets what it has: whatever a writer sends is new to it."""
+    """The daemon takes again what it has; a hole it still sees, or records would be missing too."""
     accept = module.Broker._accept
 
     def gullible(self: Any, frames: list[bytes], *client: Any) -> None:
@@ -61,7 +61,7 @@ def _accept_what_is_there_already(module: ModuleType) -> None:
 
         def forgotten(ident: bytes) -> Any:
             known = stream(ident)
-            return known and known._replace(seq=seq - 1)
+            return known and known._replace(seq=min(known.seq, seq - 1))
 
         self.journal.stream = forgotten
         try:
