@@ -138,6 +138,8 @@ class Host:
                 break
         self._adapter.close()
         self._log.info("stopped at offset %d", self._committed)
+        self._state, self._detail = "away", "it was stopped"
+        self._report()
 
     def _open(self, note: bytes) -> None:
         try:
@@ -357,16 +359,15 @@ class Host:
     def _trouble(self, state: str, detail: str, wait: float) -> None:
         """Say so once, show it in the status, and wait."""
         now, detail = time.monotonic(), _sound(detail)
-        changed = state != self._state
-        if changed or (detail != self._detail and now - self._said > SAY_AGAIN):
+        if state != self._state or (detail != self._detail and now - self._said > SAY_AGAIN):
             self._said = now
             self._log.warning("%s: %s", state, detail)
         self._state, self._detail = state, detail
         self._context.counters["retries"] = self._context.counters.get("retries", 0) + 1
+        self._report()
         while (left := now + wait - time.monotonic()) > 0 and not self._stop.is_set():
-            if changed or self._report_due():
+            if self._report_due():
                 self._report()
-                changed = False
             self._stop.wait(min(left, REPORT))
 
     # --- committing ---------------------------------------------------------------------------
@@ -443,6 +444,7 @@ class Host:
                 session=self._session,
                 state=self._state,
                 detail=self._detail[:1000],
+                retries=self._context.counters.get("retries", 0),
             )
         except ControlError as error:
             if error.reason == "superseded":

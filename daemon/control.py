@@ -45,6 +45,8 @@ class Control:
         self._journal = broker.journal
         #: What each adapter last said of itself.
         self._adapters: dict[str, dict[str, Any]] = {}
+        #: How often each has tried in vain: it may be long until it commits that.
+        self._retries: dict[str, int] = {}
         #: What may be asked for, and the role that it takes.
         self._handlers: dict[str, tuple[str, Callable[[bytes, dict[str, Any]], None]]] = {
             "hello": ("", self._hello),
@@ -327,6 +329,7 @@ class Control:
         name = self._cursor_name(request)
         self._current(name, request["session"])
         self._note_state(name, request)
+        self._retries[name] = _number(request.get("retries", 0))
         self._answer(identity, request, "reported", head=self._journal.head)
 
     def _cursor_name(self, request: dict[str, Any]) -> str:
@@ -372,6 +375,7 @@ class Control:
         self._leaving.discard(name)
         if name not in self._configured:
             self._adapters.pop(name, None)
+            self._retries.pop(name, None)
         self._answer_drains()
 
     def _note_state(self, name: str, request: dict[str, Any]) -> None:
@@ -399,6 +403,7 @@ class Control:
         for name, cursor in sorted(cursors.items()):
             config = self._configured.get(name)
             away = "away" if config or ":" in name else "removed"
+            retries = max(self._retries.get(name, 0), cursor.counters.get("retries", 0))
             adapters[name] = {
                 **self._adapters.get(name, {"type": "", "types": None, "state": away}),
                 "external": bool(config and config.external),
@@ -406,7 +411,7 @@ class Control:
                 "lag": head - cursor.offset,
                 "dead_letters": dead.get(name, 0),
                 "restarts": restarts.get(name, 0),
-                "counters": cursor.counters,
+                "counters": cursor.counters | ({"retries": retries} if retries else {}),
             }
         return {
             "version": __version__,

@@ -45,6 +45,9 @@ run.log_metric("a", 1, step=1)
         ("raise KeyboardInterrupt", -signal.SIGINT, "killed"),
         ("os.kill(os.getpid(), signal.SIGTERM); signal.pause()", -signal.SIGTERM, "killed"),
         ("run.finish('failed')", 0, "failed"),
+        ("with run: raise KeyboardInterrupt", -signal.SIGINT, "killed"),
+        ("with run: sys.exit(3)", 3, "failed"),
+        ("with run: sys.exit()", 0, "finished"),
     ],
 )
 def test_the_end_of_a_process_is_the_end_of_its_run(

@@ -295,6 +295,7 @@ def test_what_an_adapter_raises_shows_as_its_state_until_it_goes_on_by_itself(
         until(lambda: served.status()["adapters"]["jsonl"]["lag"] == 0)
         if not mood.startswith("open-"):
             until(lambda: len(one.attempts()) >= 4)
+        until(lambda: one.status()["counters"].get("retries", 0) >= 4)  # not only once delivered
         one.set("")
         served.drain()
         facts = one.status()

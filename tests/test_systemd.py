@@ -538,6 +538,8 @@ def test_an_adapter_of_its_own_keeps_its_state_where_it_is_told(
         finally:
             adapter.terminate()
             assert adapter.wait(PATIENCE) == 0
+        facts = served.status()["adapters"]["jsonl"]
+        assert (facts["state"], facts["detail"]) == ("away", "it was stopped")
     assert "m" in [line["key"] for line in read_jsonl(out, "e", "r", "site")]
     assert (folder / "lock").exists()
     assert not (served.state_dir / "adapters").exists()

@@ -41,7 +41,7 @@ from .spool import Spool, default_directory
 if TYPE_CHECKING:
     from .egress import Gate, Policy
 
-__all__ = ["Run", "init"]
+__all__ = ["Run", "init", "status_after"]
 
 #: Records in the buffer at which a logging call waits (at most :data:`STALL`, in seconds)
 #: for the sender thread, which waits for nothing but the local disk.
@@ -406,7 +406,7 @@ class Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.finish("finished" if kind is None else "failed")
+        self.finish(status_after(error))
 
     def __repr__(self) -> str:
         return f"<zmqtrack.Run {'/'.join(self.key)} → {self.address}>"
@@ -508,6 +508,13 @@ _status = "finished"
 _hooked = False
 
 
+def status_after(error: BaseException | None) -> str:
+    """How a run ends that ``error`` ends: as the program would, if nobody caught it."""
+    if error is None or (isinstance(error, SystemExit) and not error.code):
+        return "finished"
+    return "killed" if isinstance(error, KeyboardInterrupt) else "failed"
+
+
 def _finish_all(status: str | None = None) -> None:
     # All at once: a process with many runs has no more time than one with a single run.
     for run in [run for run in list(_live) if run._begin_to_end(status or _status)]:
@@ -535,7 +542,7 @@ def _hook_exits() -> None:
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
         global _status
-        _status = "killed" if issubclass(kind, KeyboardInterrupt) else "failed"
+        _status = status_after(error)
         previous(kind, error, traceback)
 
     sys.excepthook = excepthook

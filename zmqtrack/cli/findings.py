@@ -137,8 +137,10 @@ def _of_adapter(name: str, facts: dict[str, Any], now: float) -> Finding:
             return Finding(
                 step,
                 state,
-                f"it is a service of its own, and has not come in; {waiting}",
-                f"Start it where it runs: python -m zmqtrack.adapters --config FILE --name {name}",
+                f"it is a service of its own, and {facts.get('detail') or 'has not come in'}; "
+                f"{waiting}",
+                f"Start it where it runs: `systemctl start zmqtrack-adapter@{name}`, or "
+                f"python -m zmqtrack.adapters --config FILE --name {name}",
             )
         case "away" if ":" in name:
             return Finding(step, "", "a subscriber that is not here now")

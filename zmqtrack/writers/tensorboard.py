@@ -44,7 +44,7 @@ from typing import Any
 from ..arrays import is_array, to_host
 from ..histogram import summarise
 from ..image import encode_image
-from ..run import Run, _new_name
+from ..run import Run, _new_name, status_after
 from ._common import also_called, begin, disabled_run, lose, note
 
 __all__ = ["FileWriter", "SummaryWriter"]
@@ -479,7 +479,7 @@ class SummaryWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._end("finished" if kind is None else "failed")
+        self._end(status_after(error))
 
 
 class FileWriter:
