@@ -24,6 +24,10 @@ import zmqtrack
 from harness import PATIENCE, Daemon, jsonl
 from keyed import Make, Place, Site
 from terminal import PROMPT, Terminal
+from zmqtrack import wire
+from zmqtrack.cli import spools
+from zmqtrack.records import Record, RunKey
+from zmqtrack.spool import Outgoing, Spool
 
 COMMAND = [sys.executable, "-m", "zmqtrack.cli"]
 #: A PNG as far as anybody looks.
@@ -482,6 +486,42 @@ def test_tap_ends_when_nobody_reads_though_nothing_passes(served: Daemon) -> Non
     log(served, "site-1", 3)
     out, error = process.communicate(timeout=PATIENCE)
     assert (len(out.splitlines()), error) == (2, "")
+
+
+def test_tap_says_how_much_it_missed_and_holds_nobody_up(served: Daemon, tmp_path: Path) -> None:
+    """Nobody reads its pipe: what goes on meanwhile, and no buffer holds, is dropped for it."""
+    texts, folder, run = 5_000, tmp_path / "many", RunKey("e", "r", "site-1")
+    with contextlib.closing(Spool.create(folder, run, served.address)) as spool:
+        spool.append(_texts(spool.stream, run, texts))
+    with Piped("tap", "text", "--json", "-a", served.address) as piped:
+        piped.listens()
+        assert spools.send(folder, PATIENCE, None) == (texts, 0)
+        served.drain()  # the adapter has all of it, though the tap has not moved
+        offsets, missed = set(), 0
+        deadline = time.monotonic() + PATIENCE
+        while len(offsets) + missed < texts:
+            assert time.monotonic() < deadline, (len(offsets), missed)
+            if piped._out.waits(0.1):
+                offsets.add(json.loads(piped.line())["offset"])
+            if piped._error.waits(0):
+                said = piped.said()
+                match = re.fullmatch(
+                    r"zmqtrack tap: up to (\d+) batches missed \(too fast .*\)\n", said
+                )
+                assert match, said
+                missed += int(match[1])
+        piped.interrupt()
+        assert (piped.records(), piped.end()) == ([], (0, ""))
+    assert len(offsets) + missed == texts
+    assert offsets and missed
+
+
+def _texts(stream: bytes, run: RunKey, count: int) -> Iterator[Outgoing]:
+    """Batches of one record, 12 kB each."""
+    for seq in range(1, count + 1):
+        header = wire.encode_header(wire.Header(stream, seq, run, 1))
+        body = wire.encode_body([Record("text", "x" * 12_000, seq, 0.0)])
+        yield Outgoing(seq, "text", 1, header, body)
 
 
 @pytest.mark.parametrize(
