@@ -19,8 +19,9 @@ import pytest
 
 import zmqtrack
 from harness import Daemon, jsonl, read_jsonl
-from zmqtrack import egress
-from zmqtrack.egress import Gate, Policy
+from zmqtrack import auditfile, egress
+from zmqtrack.egress import Gate
+from zmqtrack.policy import Policy
 from zmqtrack.records import RunKey
 
 Make = Callable[..., Daemon]
@@ -485,9 +486,9 @@ def test_several_processes_share_the_audit_file_and_set_it_aside_at_its_limit(
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from zmqtrack import egress\n"
-        "egress.AUDIT_BYTES, egress.AUDIT_KEPT, egress.AUDIT_PATIENCE = 8000, 100, 30\n"
-        "audit = egress._AuditFile(Path(sys.argv[1]))\n"
+        "from zmqtrack import auditfile\n"
+        "auditfile.BYTES, auditfile.KEPT, auditfile.PATIENCE = 8000, 100, 30\n"
+        "audit = auditfile.AuditFile(Path(sys.argv[1]))\n"
         "for n in range(300):\n"
         "    audit.append(f'{sys.argv[2]}-{n} {\"x\" * 100}\\n'.encode())\n"
     )
@@ -523,7 +524,7 @@ def test_nothing_is_added_to_a_file_that_was_set_aside_while_we_waited_for_it(
 def test_the_audit_is_bounded_and_keeps_the_latest(
     gate: Callable[..., Gate], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(egress, "AUDIT_BYTES", 3000)
+    monkeypatch.setattr(auditfile, "BYTES", 3000)
     monkeypatch.setattr(egress, "AUDIT_CHUNK", 500)
     one = gate(types=[])
     one.sift(metric(f"key-{n}") for n in range(500))
@@ -569,7 +570,7 @@ def test_a_process_that_keeps_the_audit_locked_holds_us_up_for_a_bounded_time(
 ) -> None:
     import fcntl
 
-    monkeypatch.setattr(egress, "AUDIT_PATIENCE", 0.1)
+    monkeypatch.setattr(auditfile, "PATIENCE", 0.1)
     one = gate(types=[])
     one.sift([metric("a")])
     with (tmp_path / "egress-audit.jsonl").open("w") as other:
@@ -718,7 +719,7 @@ def test_without_pyyaml_json_is_read_and_yaml_is_refused_with_the_way_out(tmp_pa
 
 def test_a_policy_in_json_loads_no_yaml(tmp_path: Path) -> None:
     code = (
-        "import sys; from zmqtrack.egress import Policy; Policy.load(sys.argv[1]);"
+        "import sys; from zmqtrack.policy import Policy; Policy.load(sys.argv[1]);"
         "print('yaml' in sys.modules)"
     )
     policy = write(tmp_path, deny=["bad"])

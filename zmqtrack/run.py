@@ -39,7 +39,8 @@ from .sender import Buffer, Entry, Sender
 from .spool import Spool, default_directory
 
 if TYPE_CHECKING:
-    from .egress import Gate, Policy
+    from .egress import Gate
+    from .policy import Policy
 
 __all__ = ["Run", "init", "status_after"]
 
@@ -100,7 +101,7 @@ def init(
         keep: which are kept then, the ``"newest"`` or the ``"oldest"``.
         key: file that ``zmqtrack keys new`` made for this site; ``ZMQTRACK_KEY``. It names the
             site and the address too. None: the daemon uses no keys.
-        egress: file of the policy that says what may leave (:mod:`zmqtrack.egress`);
+        egress: file of the policy that says what may leave (:mod:`zmqtrack.policy`);
             ``ZMQTRACK_EGRESS``, else all may.
 
     Raises:
@@ -130,7 +131,7 @@ def init(
     policy_file = environ("ZMQTRACK_EGRESS") if egress is None else egress
     policy = None
     if policy_file is not None:
-        from .egress import Policy  # only where it is asked for
+        from .policy import Policy  # only where it is asked for
 
         policy = Policy.load(policy_file)
     if codec == "zstd":
