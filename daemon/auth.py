@@ -90,6 +90,17 @@ class Auth:
             return None
         return Key(ADAPTERS.name, address, self.ring.public, *self._adapters)
 
+    def receive(self, socket: zmq.Socket[bytes]) -> tuple[list[bytes], Client | None]:
+        """A message that waits, and who sent it; None: nobody who may (any more).
+
+        Raises:
+            zmq.Again: there is none.
+        """
+        if self.ring is None:
+            return socket.recv_multipart(zmq.NOBLOCK), ANYBODY
+        frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        return [frame.bytes for frame in frames], self.client(frames[0])
+
     def client(self, frame: zmq.Frame | None) -> Client | None:
         """Who sent a message; None: nobody who may (any more)."""
         if self.ring is None:

@@ -86,7 +86,7 @@ class Control:
                 request["client"] = client
                 self._handle(frames[0], request)
             except FrameError as error:
-                self._broker.refuse_control(error)
+                self._broker.refusals.note(error.reason, error.detail)
                 self._refuse(frames[0], request, error.reason, error.detail)
 
     def _handle(self, identity: bytes, request: dict[str, Any]) -> None:
@@ -140,15 +140,15 @@ class Control:
             check=check,
             version=__version__,
             epoch=self._journal.epoch,
-            ingest=self._broker.config.advertise_ingest or self._broker.ingest_address,
+            ingest=self._broker.config.advertise_ingest or self._broker.intake.address,
             publish=self._publish_address(),
             max_body=self._broker.config.max_body,
-            max_records=self._broker.limits.config.records,
-            window=self._broker.window(),
+            max_records=self._broker.intake.limits.config.records,
+            window=self._broker.intake.window,
             beat=self._broker.config.stale_after / 3,
             you={"name": request["client"].name, "roles": sorted(request["client"].roles)},
             sizes={
-                name: getattr(self._broker.limits.config, name)
+                name: getattr(self._broker.intake.limits.config, name)
                 for name in ("text", "image", "artifact")
             },
         )
@@ -163,11 +163,11 @@ class Control:
             self._check_role(request, "writer")
         probing = request.get("role") == "probe"
         key = RunKey(experiment, run, site)
-        self._broker.check_writer(request["client"], stream, key, probing=probing)
-        if self._broker.holding:
+        self._broker.intake.check_writer(request["client"], stream, key, probing=probing)
+        if self._broker.room.none:
             # A welcome would have it send again, each time, what waits in our memory already.
             raise ControlError("busy", "the daemon has no room; records are kept here until then")
-        self._broker.set_route(stream, identity)
+        self._broker.intake.set_route(stream, identity)
         if probing:
             return 0
         known = self._journal.stream(stream)
@@ -184,7 +184,7 @@ class Control:
         step, clock = request.get("step"), request["time"]  # what is nil is not on the wire
         if type(clock) is not float or not math.isfinite(clock):
             raise ValueError("the time is no number")
-        self._broker.note_beat(
+        self._broker.intake.note_beat(
             request["client"],
             request["stream"],
             RunKey(*(check_name("name", name) for name in request["run"])),
@@ -244,7 +244,7 @@ class Control:
             raise ControlError("not_granted", detail)
 
     def _publish_address(self) -> str:
-        return self._broker.config.advertise_publish or self._broker.publish_address
+        return self._broker.config.advertise_publish or self._broker.publisher.address
 
     def _replay(self, identity: bytes, request: dict[str, Any]) -> None:
         """A page of the journal: what follows ``after``, of the wanted data types."""
@@ -417,8 +417,8 @@ class Control:
             "version": __version__,
             "now": time.time(),
             "control": self._broker.control_address,
-            "ingest": self._broker.ingest_address,
-            "publish": self._broker.publish_address,
+            "ingest": self._broker.intake.address,
+            "publish": self._broker.publisher.address,
             "daemon": self._broker.status(),
             "journal": {
                 "epoch": self._journal.epoch.hex(),
@@ -452,8 +452,8 @@ class Control:
             facts["last_seen"] = known.last_seen
             found[known.run] = facts
         for run, facts in found.items():
-            facts["step"] = self._broker.sites.last_step(RunKey(*run))
-            life = self._broker.sites.life(RunKey(*run))
+            facts["step"] = self._broker.intake.sites.last_step(RunKey(*run))
+            life = self._broker.intake.sites.life(RunKey(*run))
             if life is None:
                 facts["state"] = self._journal.run_state(run) or "ended"
                 continue

@@ -218,6 +218,11 @@ class Journal:
     def dirty(self) -> bool:
         return self._db.in_transaction
 
+    @property
+    def pending(self) -> int:
+        """Batches that were appended since the last commit."""
+        return len(self._appended)
+
     def read(
         self,
         after: int,

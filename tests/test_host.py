@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
@@ -24,6 +25,7 @@ from zmqtrack.adapters.base import Adapter
 from zmqtrack.adapters.host import Host
 from zmqtrack.daemon.broker import Broker
 from zmqtrack.daemon.journal import Entry, Journal
+from zmqtrack.daemon.publisher import Publisher
 
 import zmqtrack
 from harness import PATIENCE, Daemon, jsonl, read_jsonl
@@ -378,25 +380,30 @@ def test_a_stop_right_after_the_journal_took_it_delivers_what_was_not_heard_of_y
 # --- gaps --------------------------------------------------------------------------------
 
 
-class LossyBroker(Broker):
+class LossyPublisher(Publisher):
     """Publishes only what ``keeps`` says of (topic, offset or number of the head)."""
 
     keeps: Callable[[str, int], bool]
-    replays = 0
 
-    def _publish(self, entries: list[Entry]) -> None:
+    def publish(self, entries: list[Entry], head: int) -> None:
         for entry in entries:
             if self.keeps("batch", entry.offset):
                 topic = wire.topic(entry.type, entry.site)
-                self._xpub.send_multipart([topic, entry.header, entry.body])
+                self.socket.send_multipart([topic, entry.header, entry.body])
         if entries:
-            self._publish_head(entries[0].offset, [entry.type for entry in entries])
+            self._publish_head(entries[0].offset, [entry.type for entry in entries], head)
 
-    def _publish_head(self, first: int, types: list[str]) -> None:
+    def _publish_head(self, first: int, types: list[str], head: int) -> None:
         if self.keeps("head" if types else "heartbeat", first):
-            super()._publish_head(first, types)
+            super()._publish_head(first, types, head)
         else:
-            self._head_published = time.monotonic()
+            self._said = time.monotonic()
+
+
+class CountingBroker(Broker):
+    """Knows how many pages it was asked for."""
+
+    replays = 0
 
 
 class Recorder(Adapter):
@@ -412,16 +419,17 @@ class Recorder(Adapter):
 
 
 @contextlib.contextmanager
-def broker(folder: Path, keeps: Callable[[str, int], bool]) -> Iterator[LossyBroker]:
+def broker(folder: Path, keeps: Callable[[str, int], bool]) -> Iterator[CountingBroker]:
     """A broker in a thread."""
-    made: list[LossyBroker] = []
+    made: list[CountingBroker] = []
     ready, stop = threading.Event(), threading.Event()
 
     def serve() -> None:
         journal = Journal(folder / "state")
         config = DaemonConfig(control=f"ipc://{folder}/control", state_dir=folder / "state")
-        one = LossyBroker(config, journal, [AdapterConfig(type="recorder")])
-        one.keeps = keeps
+        publisher = type("OneLossyPublisher", (LossyPublisher,), {"keeps": staticmethod(keeps)})
+        with mock.patch("zmqtrack.daemon.broker.Publisher", publisher):
+            one = CountingBroker(config, journal, [AdapterConfig(type="recorder")])
         handlers = one._control._handlers
         role, replay = handlers["replay"]
 
@@ -519,7 +527,7 @@ def test_without_drops_the_batches_come_by_pub(tmp_path: Path) -> None:
 def test_a_subscriber_that_was_too_slow_for_zeromqs_queues_misses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zmqtrack.daemon.broker.PUBLISH_HWM", 1)
+    monkeypatch.setattr("zmqtrack.daemon.sockets.PUBLISH_HWM", 1)
     monkeypatch.setattr(host_module, "Connection", partial(Connection, hwm=1))
     with (
         broker(tmp_path, lambda *_: True) as one,

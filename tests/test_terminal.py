@@ -113,7 +113,7 @@ def test_top_goes_on_after_a_restart_of_the_daemon(served: Daemon) -> None:
         shown.wait(lambda: run_rows(shown) == {"site-1": ("e", "r", "7", "4")}, "site-1")
         served.stop()
         shown.wait_for("no answer since")
-        assert "trying: no daemon answers at" in shown.screen
+        shown.wait_for("trying: no daemon answers at")  # a look that was under way says otherwise
         assert "site-1" in shown.screen
         served.start()
         shown.wait(lambda: "no answer since" not in shown.screen, "an answer")

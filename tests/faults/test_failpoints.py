@@ -49,10 +49,10 @@ DAEMON = [
     "journal.append:after:9",
     "journal.commit:before:5",
     "journal.commit:after:5",
-    "broker.acknowledge:before:5",
-    "broker.acknowledge:after:5",
-    "broker.publish:before:5",
-    "broker.publish:after:5",
+    "intake.acknowledge:before:5",
+    "intake.acknowledge:after:5",
+    "publisher.publish:before:5",
+    "publisher.publish:after:5",
     "control.commit:before:3",
     "control.commit:after:3",
     "control.subscribe:after:2",
@@ -156,7 +156,9 @@ def test_a_daemon_that_dies_around_a_commit_loses_and_doubles_nothing(
     daemon: Make, tmp_path: Path, address: str, turn: int
 ) -> None:
     served = daemon(files(tmp_path), control=address)
-    points = short(DAEMON, "journal", "broker.acknowledge:after", "broker.publish:after", "control")
+    points = short(
+        DAEMON, "journal", "intake.acknowledge:after", "publisher.publish:after", "control"
+    )
     scene = Scene(served, tmp_path, chain("daemon", points, turn), dict.fromkeys(WRITERS, ()))
     with scene:
         scene.play(300)

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgpack
 import zmq
@@ -70,9 +71,8 @@ class _Socket:
 ADAPTERS = [AdapterConfig(type="tensorboard", name="tb")]
 
 
-class _Broker(Broker):
-    def _bind(self, kind: int, address: str) -> Any:
-        return _Socket(), address
+def _bind(context: Any, auth: Any, kind: int, address: str) -> Any:
+    return _Socket(), address
 
 
 class Daemon:
@@ -96,10 +96,11 @@ class Daemon:
         for table in TABLES:
             self._db.execute(f"CREATE TABLE before.{table} AS SELECT * FROM main.{table}")
         self._changes = self._db.total_changes
-        self.broker = _Broker(config, self.journal, ADAPTERS)
+        with mock.patch("zmqtrack.daemon.sockets.bind", _bind):
+            self.broker = Broker(config, self.journal, ADAPTERS)
         self.router: Any = self.broker._router
-        self.pull: Any = self.broker._pull
-        self.sockets: list[Any] = [self.router, self.pull, self.broker._xpub]
+        self.pull: Any = self.broker.intake.socket
+        self.sockets: list[Any] = [self.router, self.pull, self.broker.publisher.socket]
 
     def reset(self) -> None:
         broker, journal = self.broker, self.journal
@@ -116,13 +117,15 @@ class Daemon:
         journal._changed.clear()
         journal._appended.clear()
         journal.head, journal.batches, journal.bytes = self._known
-        for state in (broker._routes, broker._answer, broker._resumed, broker._slowed):
+        intake = broker.intake
+        for state in (
+            intake._routes, intake._answers, intake._promised, intake._resumed, intake._slowed,
+            broker._replies, broker.refusals.counts,
+        ):  # fmt: skip
             state.clear()
-        broker._replies.clear()
-        broker._pending, broker._full, broker._paused_until = 0, False, 0.0
-        broker.refused.clear()
-        broker.received = broker.duplicates = 0
-        broker.limits = Limits(broker.config.limits, journal.runs_of)
+        broker._commit_due, broker.room.journal_full, broker.room._paused_until = 0.0, False, 0.0
+        intake.received = intake.duplicates = 0
+        intake.limits = Limits(broker.config.limits, journal.runs_of)
         broker._control = Control(broker, ADAPTERS)
         for socket in self.sockets:
             socket.inbox.clear()
@@ -140,17 +143,18 @@ class Daemon:
         broker = self.broker
         broker._turn({self.pull: zmq.POLLIN, self.router: zmq.POLLIN})
         broker._commit()
-        refused = sum(broker.refused.values())
+        refusals = broker.refusals.counts
+        refused = sum(refusals.values())
         answers = [wire.decode_control(frames[1]) for frames in self.router.outbox]
         waiting = len(broker._control._drains)
         to_requests = sum("stream" not in answer or "id" in answer for answer in answers)
         assert len(answers) + waiting >= requests, (requests, answers)
         assert to_requests <= requests
-        assert broker.received + refused >= batches
+        assert broker.intake.received + refused >= batches
         if not batches:  # a request is at fault itself, or nothing is
-            assert broker.refused.keys() <= {"bad_control", "bad_version"}, broker.refused
-        if broker.refused:
-            return next(reversed(broker.refused))
+            assert refusals.keys() <= {"bad_control", "bad_version"}, refusals
+        if refusals:
+            return next(reversed(refusals))
         return str(answers[-1]["op"]) if answers else "unanswered"
 
     def _fill(self, data: bytes) -> tuple[int, int]:

@@ -19,7 +19,7 @@ def _acknowledge_before_the_commit(module: ModuleType) -> None:
     commit = broker._commit
 
     def hasty(self: Any) -> None:
-        self._acknowledge()
+        self.intake.acknowledge()
         commit(self)
 
     broker._commit = hasty
@@ -32,8 +32,8 @@ def _hold_the_commit(module: ModuleType) -> None:
     commit = broker._commit
 
     def slow(self: Any) -> None:
-        if hold.exists() and self.journal._appended:
-            self._commit_due, self._pending = 0.0, 0
+        if hold.exists() and self.journal.pending:
+            self._commit_due = 0.0
         else:
             commit(self)
 
@@ -52,24 +52,29 @@ def _commit_the_cursor_before_the_delivery(module: ModuleType) -> None:
 
 
 def _accept_what_is_there_already(module: ModuleType) -> None:
-    """The daemon takes again what it has; a hole it still sees, or records would be missing too."""
-    accept = module.Broker._accept
+    """The daemon takes again what it has. Behind a hole it takes nothing, as ever, or records
+    would be missing too; but it does not tell what it has.
+    """
+    accept = module.Intake._accept
 
     def gullible(self: Any, frames: list[bytes], *client: Any) -> None:
-        stream = self.journal.stream
-        seq = module.wire.decode_header(frames[1]).seq
+        stream = self._journal.stream
+        header = module.wire.decode_header(frames[1])
+        known = stream(header.stream)
+        if known and header.seq > known.seq + 1:
+            return
 
         def forgotten(ident: bytes) -> Any:
             known = stream(ident)
-            return known and known._replace(seq=min(known.seq, seq - 1))
+            return known and known._replace(seq=header.seq - 1)
 
-        self.journal.stream = forgotten
+        self._journal.stream = forgotten
         try:
             accept(self, frames, *client)
         finally:
-            del self.journal.stream
+            del self._journal.stream
 
-    module.Broker._accept = gullible
+    module.Intake._accept = gullible
 
 
 def _believe_what_a_writer_has(module: ModuleType) -> None:
@@ -109,7 +114,7 @@ MUTATIONS: dict[str, tuple[str, Callable[[ModuleType], None]]] = {
         "zmqtrack.adapters.host",
         _commit_the_cursor_before_the_delivery,
     ),
-    "accept twice": ("zmqtrack.daemon.broker", _accept_what_is_there_already),
+    "accept twice": ("zmqtrack.daemon.intake", _accept_what_is_there_already),
     "greet without memory": ("zmqtrack.daemon.control", _believe_what_a_writer_has),
     "no undo": ("zmqtrack.adapters.ledger", _leave_what_is_in_doubt),
     "push before the commit": ("zmqtrack.spool", _leave_the_spool_uncommitted),

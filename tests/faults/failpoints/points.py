@@ -152,12 +152,11 @@ def method(
 
 def _daemon(module: ModuleType) -> None:
     FUSE.owner = "daemon"
-    broker = module.Broker
-    broker._acknowledge = wrapped(
-        broker._acknowledge, "broker.acknowledge", lambda self: bool(self._answer)
+    module.Intake.acknowledge = wrapped(
+        module.Intake.acknowledge, "intake.acknowledge", lambda self: bool(self._answers)
     )
-    broker._publish = wrapped(
-        broker._publish, "broker.publish", lambda self, entries: bool(entries)
+    module.Publisher.publish = wrapped(
+        module.Publisher.publish, "publisher.publish", lambda self, entries, head: bool(entries)
     )
 
 

@@ -1,0 +1,422 @@
+"""What writers send: who may send it, whether it is the next of its stream, and what it is told.
+
+Go-back-N: a batch is journalled if it continues its stream. One that was there before is
+acknowledged again, and where some are missing between, the writer is told from where to go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+
+import zmq
+
+from zmqtrack import peek, wire
+from zmqtrack.config import DaemonConfig
+from zmqtrack.errors import ControlError, FrameError
+from zmqtrack.keyring import Client
+from zmqtrack.records import RESERVED, Record, RunKey
+from zmqtrack.wire import Header
+
+from . import sockets
+from .audit import Audit
+from .auth import ANYBODY, Auth
+from .journal import Journal, Stream
+from .limits import Exceeded, Limits
+from .refusals import Refusals
+from .room import Room
+from .sites import Life, Sites
+
+__all__ = ["Intake"]
+
+log = logging.getLogger("zmqtrack.daemon")
+
+#: Bytes that one writer may have under way, at least and at most.
+WINDOW_MIN, WINDOW_MAX = 256 << 10, 16 << 20
+#: A writer is told to wait at most so often (seconds).
+SLOW_AGAIN = 0.25
+#: And waits so long (seconds) while there is no room.
+HOLD = 1.0
+#: It is told where to go on at most so often (seconds), while it has not.
+RESUME_AGAIN = 1.0
+#: Streams of which is remembered when that was; and which writers are known.
+REMEMBERED, ROUTES = 10_000, 100_000
+
+#: What a writer says of itself: records in its spool, step and time of what it logged last.
+Beat = tuple[int, "int | None", float]
+
+
+class Intake:
+    """Binds the ingest socket, a PULL. What it has to tell writers goes to ``send``.
+
+    Raises:
+        ZMQTrackError: the address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        auth: Auth,
+        config: DaemonConfig,
+        journal: Journal,
+        audit: Audit,
+        refusals: Refusals,
+        room: Room,
+        send: Callable[[list[bytes]], object],
+    ) -> None:
+        assert config.ingest is not None
+        self.socket, self.address = sockets.bind(context, auth, zmq.PULL, config.ingest)
+        self.limits = Limits(config.limits, journal.runs_of)
+        self.sites = Sites(RunKey(*run) for run in journal.open_runs())
+        self.received = self.duplicates = 0
+        self._auth = auth
+        self._config = config
+        self._journal = journal
+        self._audit, self._refusals, self._room = audit, refusals, room
+        self._send = send
+        self._routes: OrderedDict[bytes, bytes] = OrderedDict()  # who greeted for which stream
+        self._answers: dict[bytes, str] = {}  # streams to be told their seq after the commit
+        self._promised: list[list[bytes]] = []  # whole messages that wait for it too
+        self._resumed: dict[bytes, tuple[int, float]] = {}
+        self._slowed: dict[bytes, float] = {}  # streams that were told to wait, and when
+
+    def configure(self, config: DaemonConfig) -> None:
+        """Another configuration is in force."""
+        self._config = config
+        self.limits.configure(config.limits)
+
+    def serve(self, limit: int) -> None:
+        """Take up to ``limit`` batches that have come in. They count after the commit."""
+        for _ in range(limit):
+            try:
+                frames, client = self._auth.receive(self.socket)
+            except zmq.Again:
+                return
+            try:
+                if client is None or "writer" not in client.roles or client.revoked:
+                    name = client.name if client else ""
+                    self._audit.write("refused", name, "revoked", socket="ingest")
+                    raise FrameError("revoked", f"a batch of {name or 'a key that is unknown'}")
+                self._accept(frames, client)
+            except FrameError as error:
+                self._refusals.note(error.reason, error.detail)
+
+    def _accept(self, frames: list[bytes], client: Client = ANYBODY) -> None:
+        """Journal one batch, if it is the next of its stream.
+
+        Raises:
+            FrameError: it is no batch, or not one that ``client`` may send.
+        """
+        if len(frames) != 3:
+            raise FrameError("bad_frames", f"{len(frames)} frames; a batch has 3")
+        data_type, body = wire.decode_topic(frames[0]), frames[2]
+        if data_type in RESERVED - {"lost", "probe"}:
+            raise FrameError("bad_type", f"{data_type!r} is the daemon's own word")
+        header = wire.decode_header(frames[1])
+        self.received += 1
+        known = self._journal.stream(header.stream)
+        last = known.seq if known else 0
+        self._check_owner(client, header.stream, header.run, known)
+        if data_type == "probe":
+            self._answer_probe(header, known)
+        elif known is None and not self._may_begin(header):
+            pass
+        elif self._room.none:
+            # Taken off the socket and dropped: there it would wait in our memory.
+            told = f"site {header.run.site} is told to wait, and keeps its records"
+            self._refusals.note("no_room", told)
+            self._slow_down(header, HOLD)
+        elif wait := self.limits.wait(header.run.site, len(body)):
+            self._audit.write("limit", header.run.site, "rate")
+            self._refusals.note("over_rate", f"site {header.run.site} is told to wait")
+            self._slow_down(header, wait)
+        elif data_type == "lost":
+            self._account(header, last, body)
+        elif header.seq <= last:  # sent again: its acknowledgement was lost
+            self.duplicates += 1
+            held = self._journal.check(header.stream, header.seq)
+            if held is not None and held != zlib.crc32(body):
+                self._quarantine(data_type, header, frames)
+            self._answers.setdefault(header.stream, "ack")
+        elif header.seq > last + 1:
+            self._ask_to_resume(header, last)
+        elif known and known.run != header.run:
+            self._reject(data_type, header, "run_key_changed", f"the stream began as {known.run}")
+        elif len(body) > self._config.max_body:
+            detail = f"{len(body)} bytes; at most {self._config.max_body}"
+            self._reject(data_type, header, "too_large", detail)
+        elif excess := self._excess(data_type, header, body):
+            self._reject(data_type, header, excess.reason, str(excess))
+        else:
+            self._journal.append(data_type, header, body, time.time())
+            self._note_life(data_type, header, body)
+            self._answers[header.stream] = "ack"
+
+    # --- who may ------------------------------------------------------------------------------
+
+    def check_writer(
+        self, client: Client, stream: bytes, run: RunKey, *, probing: bool = False
+    ) -> None:
+        """A writer greets: may it be who it says, and may there be one more?
+
+        One that only looks whether it could write is none more.
+
+        Raises:
+            ControlError: no. Its records stay with it.
+        """
+        try:
+            self._check_owner(client, stream, run, self._journal.stream(stream))
+            if self.limits.wait(run.site, 0):
+                raise ControlError("over_rate", f"site {run.site} asks and sends too often")
+            if not probing:
+                self.limits.open_stream(stream, run)
+        except FrameError as error:
+            raise ControlError(error.reason, error.detail) from None
+        except Exceeded as error:
+            self._note_limit(run, error)
+            self._refusals.note(error.reason, str(error))
+            raise ControlError(error.reason, str(error)) from None
+
+    def _check_owner(
+        self, client: Client, stream: bytes, run: RunKey, known: Stream | None
+    ) -> None:
+        """A site is its key's, and a stream is the site's that began it.
+
+        Raises:
+            FrameError: ``wrong_site``, ``foreign_stream``. The stream is left as it was.
+        """
+        if client is ANYBODY:
+            return
+        if run.site != client.name:
+            reason = "wrong_site"
+            detail = f"the key of {client.name} says that it is site {run.site}"
+        elif known and known.run[2] != client.name:
+            reason = "foreign_stream"
+            detail = f"the key of {client.name} uses stream {stream.hex()}, which is another's"
+        else:
+            return
+        self._audit.write("rejected", client.name, reason, detail=detail)
+        raise FrameError(reason, detail)
+
+    def _may_begin(self, header: Header) -> bool:
+        """A stream that is new, and may not have been greeted: its site may have too many.
+
+        Nothing is kept of it then, and it is not acknowledged: a greeting will say why.
+        """
+        try:
+            self.limits.open_stream(header.stream, header.run)
+        except Exceeded as error:
+            self._note_limit(header.run, error)
+            self._refusals.note(error.reason, str(error))
+            return False
+        return True
+
+    def _excess(self, data_type: str, header: Header, body: bytes) -> Exceeded | None:
+        """Why a batch is more than its site may send, if it is."""
+        try:
+            self.limits.check(data_type, header, body)
+        except Exceeded as error:
+            self._note_limit(header.run, error)
+            return error
+        except FrameError:
+            pass  # adapters put it among the dead letters, for a person to look at
+        return None
+
+    def _note_limit(self, run: RunKey, error: Exceeded) -> None:
+        self._audit.write("limit", run.site, error.reason, detail=str(error)[:300])
+
+    # --- what it is told ----------------------------------------------------------------------
+
+    @property
+    def window(self) -> int:
+        """Bytes that one writer may have under way: all of them together must fit into memory."""
+        writers = len(self._routes)
+        return max(WINDOW_MIN, min(WINDOW_MAX, self._config.memory // max(1, writers)))
+
+    def set_route(self, stream: bytes, identity: bytes) -> None:
+        """Acknowledgements of a stream go to whom greeted us for it last."""
+        self._routes[stream] = identity
+        self._routes.move_to_end(stream)
+        if len(self._routes) > ROUTES:
+            self._routes.popitem(last=False)
+
+    @property
+    def owes(self) -> bool:
+        """Some writer waits for a word that only a commit makes true."""
+        return bool(self._answers or self._promised)
+
+    def acknowledge(self) -> None:
+        """After a commit: once for each stream, cumulatively, to its own writer."""
+        for message in self._promised:
+            self._send(message)
+        self._promised.clear()
+        for stream, op in self._answers.items():
+            if route := self._routes.get(stream):
+                known = self._journal.stream(stream)
+                seq = known.seq if known else 0
+                self._send([route, wire.encode_control(op, stream=stream, seq=seq)])
+        self._answers.clear()
+
+    def roll_back(self) -> None:
+        """Nothing was committed, so nothing is acknowledged: writers will send it again."""
+        self.sites = Sites(RunKey(*run) for run in self._journal.open_runs())
+        self._answers.clear()
+        self._promised.clear()
+
+    def _slow_down(self, header: Header, wait: float) -> None:
+        """It is not taken: its records stay with the writer, for so long at least."""
+        now = time.monotonic()
+        if now - self._slowed.get(header.stream, -SLOW_AGAIN) < SLOW_AGAIN:
+            return
+        if len(self._slowed) > REMEMBERED:
+            self._slowed.clear()
+        self._slowed[header.stream] = now
+        if route := self._routes.get(header.stream):
+            self._send([route, wire.encode_control("slow", stream=header.stream, wait=wait)])
+
+    def _ask_to_resume(self, header: Header, last: int) -> None:
+        """Name the seq that we hold; once, not for each batch that is behind it."""
+        seq, when = self._resumed.get(header.stream, (-1, 0.0))
+        if seq != last or time.monotonic() - when > RESUME_AGAIN:
+            if len(self._resumed) > REMEMBERED:
+                self._resumed.clear()
+            self._resumed[header.stream] = (last, time.monotonic())
+            self._answers[header.stream] = "resume"
+
+    def _answer_probe(self, header: Header, known: Stream | None) -> None:
+        """Somebody looks whether a batch arrives, and is acknowledged. Nothing of it is kept.
+
+        Raises:
+            FrameError: it is under a stream that has batches.
+        """
+        if known is not None:
+            raise FrameError("bad_type", f"a probe under stream {header.stream.hex()}, in use")
+        wait = self.limits.wait(header.run.site, 0)
+        if wait or self._room.none:
+            self._slow_down(header, wait or HOLD)
+        elif route := self._routes.pop(header.stream, None):
+            message = wire.encode_control("ack", stream=header.stream, seq=header.seq)
+            self._promised.append([route, message])
+
+    # --- what is not journalled ---------------------------------------------------------------
+
+    def _reject(self, data_type: str, header: Header, reason: str, detail: str) -> None:
+        """Refuse a batch for good: count it, tell its writer, and go on with the next."""
+        self._refusals.note(reason, f"{data_type} batch of {'/'.join(header.run)}: {detail}")
+        self._journal.skip(header, time.time())
+        self._journal.count(reason, header.run.site, header.count)
+        self._answers[header.stream] = "ack"
+        if route := self._routes.get(header.stream):
+            message = wire.encode_control(
+                "reject",
+                stream=header.stream,
+                seq=header.seq,
+                records=header.count,
+                reason=reason,
+                detail=detail,
+            )
+            self._promised.append([route, message])
+
+    def _quarantine(self, data_type: str, header: Header, frames: list[bytes]) -> None:
+        """Two writers under one stream, as when a machine or a spool was copied while in use.
+
+        What comes second is kept among the dead letters: it may be new, or from a stranger.
+        """
+        self._refusals.note(
+            "stream_conflict",
+            f"stream {header.stream.hex()} of {'/'.join(header.run)} "
+            f"has two writers: was its machine or spool copied? Its seq {header.seq} is "
+            "kept among the dead letters",
+        )
+        if self._journal.dead_letter_bytes() + len(frames[2]) > self._config.dead_letter_bytes:
+            self._journal.count("quarantine_full", header.run.site, header.count)
+            return
+        self._journal.bury(
+            "(quarantine)", data_type, frames[1], frames[2], "stream_conflict", time.time()
+        )
+
+    def _account(self, header: Header, last: int, body: bytes) -> None:
+        """A writer tells what it had to give up: addressed to us, not to subscribers.
+
+        One such batch may stand for many: a record's step is then the seq in whose place it is.
+
+        Raises:
+            FrameError: it does not say what it should.
+        """
+        losses = wire.decode_body("lost", header, body)
+        if header.seq <= last:
+            self.duplicates += 1
+            self._answers.setdefault(header.stream, "ack")
+        elif min(loss.step or header.seq for loss in losses) > last + 1:
+            self._ask_to_resume(header, last)
+        else:
+            self._journal.skip(header, time.time())
+            for loss in losses:
+                if (loss.step or header.seq) > last:  # or it had arrived before it was given up
+                    self._journal.count(loss.key[:64], header.run.site, max(0, loss.value))
+            self._answers[header.stream] = "ack"
+
+    # --- who is alive -------------------------------------------------------------------------
+
+    def _note_life(self, data_type: str, header: Header, body: bytes) -> None:
+        """A batch was taken: its run is open, or has ended with it."""
+        if data_type == "run" and "end" in _keys(header, body):
+            self.sites.end(header.run)
+            self._journal.set_run(header.run, "ended")
+        elif self.sites.hear(header.run):
+            self._journal.set_run(header.run, "open")
+
+    def note_beat(self, client: Client, stream: bytes, run: RunKey, facts: Beat) -> None:
+        """A writer says that it lives. That opens no run, as its batches do, but one that was
+        killed for its silence.
+
+        Raises:
+            FrameError: it may not speak for that run.
+        """
+        known = self._journal.stream(stream)
+        self._check_owner(client, stream, run, known)
+        if stream not in self._routes or (known and known.run != run):
+            return
+        if self.limits.wait(run.site, 0):
+            return
+        is_open = self.sites.life(run) is not None
+        if not is_open and not self._room.none and self._journal.run_state(run) == "killed":
+            self._journal.set_run(run, "open")
+            is_open = True
+        if is_open:
+            self.sites.hear(run)
+        self.sites.beat(run, stream, *facts)
+
+    def end_the_silent(self, lease: float) -> None:
+        """Runs that nothing was heard of for ``lease`` seconds end as killed, until they are back.
+
+        Trackers learn it by a batch, of a stream that is ours, one for each run key. It ends at
+        its writer's own time, so that what that logs later lies behind the end.
+        """
+        for run, life in self.sites.silent(lease):
+            told = "run %s was silent for %g s: it ends as killed, until it is back"
+            log.warning(told, "/".join(run), lease)
+            self._end(run, life)
+
+    def _end(self, run: RunKey, life: Life) -> None:
+        name = "\0".join(run).encode() + self._journal.epoch
+        stream = hashlib.sha256(name).digest()[:16]
+        known = self._journal.stream(stream)
+        now = time.time()
+        header = Header(stream, (known.seq if known else 0) + 1, run, 1)
+        body = wire.encode_body([Record("end", "killed", None, life.clock or now)])
+        self._journal.append("run", header, body, now)
+        self._journal.set_run(run, "killed")
+        self.sites.end(run)
+
+
+def _keys(header: Header, body: bytes) -> list[str]:
+    """The keys in a body; none where it cannot be read, which adapters will say."""
+    try:
+        return peek.keys(header.codec, body)
+    except FrameError:
+        return []

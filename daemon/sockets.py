@@ -1,0 +1,61 @@
+"""How the daemon's sockets are bound: what a stranger may send, and how long it may take."""
+
+from __future__ import annotations
+
+import zmq
+
+from zmqtrack import wire
+from zmqtrack.errors import ZMQTrackError
+
+from .auth import Auth
+
+__all__ = ["bind"]
+
+#: Messages that wait for one slow subscriber before it misses some and has to replay.
+PUBLISH_HWM = 1000
+#: Batches of one writer that wait in memory. ZeroMQ counts messages, not bytes: so few of them.
+INGEST_HWM = 64
+#: Largest frame by socket. ZeroMQ cuts the connection of who sends more, and with it what was sent
+#: before: so it is larger than what we take, and what is too large is refused by itself.
+MAX_FRAME: dict[int, int] = {
+    zmq.PULL: 4 * wire.MAX_BODY,
+    zmq.ROUTER: 2 * wire.MAX_BODY,
+    zmq.XPUB: 16 << 10,
+}
+#: What each socket is called when somebody wants to come in.
+DOMAINS: dict[int, str] = {zmq.PULL: "ingest", zmq.XPUB: "publish", zmq.ROUTER: "control"}
+#: A connection that has not said who it is in so long (ms) is ended.
+HANDSHAKE_MS = 10_000
+
+
+def bind(
+    context: zmq.Context[zmq.Socket[bytes]], auth: Auth, kind: int, address: str
+) -> tuple[zmq.Socket[bytes], str]:
+    """A socket of this kind, and the address that it got (port 0: a free one).
+
+    Raises:
+        ZMQTrackError: the address cannot be bound.
+    """
+    socket = context.socket(kind)
+    socket.linger = 0
+    socket.set(zmq.HEARTBEAT_IVL, 2_000)
+    socket.set(zmq.HEARTBEAT_TIMEOUT, 8_000)
+    socket.set(zmq.TCP_MAXRT, 8_000)
+    socket.set(zmq.BACKLOG, 1024)
+    socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    socket.set(zmq.MAXMSGSIZE, MAX_FRAME[kind])
+    if kind == zmq.PULL:
+        socket.set(zmq.RCVHWM, INGEST_HWM)
+    elif kind == zmq.XPUB:
+        socket.set(zmq.SNDHWM, PUBLISH_HWM)
+        socket.set(zmq.XPUB_MANUAL, auth.ring is not None)
+    auth.secure(socket, DOMAINS[kind])
+    try:
+        # "*" is ZeroMQ's word for a free port.
+        socket.bind(f"{address[:-2]}:*" if address.endswith(":0") else address)
+    except zmq.ZMQError as error:
+        raise ZMQTrackError(
+            f"cannot listen at {address}: {zmq.strerror(error.errno or 0)}. Is another daemon "
+            "running, or the port in use? Set another address in the configuration"
+        ) from None
+    return socket, socket.get_string(zmq.LAST_ENDPOINT)
