@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from .auditfile import AuditFile
-from .records import RunKey
+from .records import Entry, RunKey
 
 if TYPE_CHECKING:
     from .policy import Policy
-    from .sender import Entry
 
 __all__ = ["AUDIT_NAME", "Gate"]
 

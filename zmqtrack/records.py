@@ -39,6 +39,7 @@ __all__ = [
     "RESERVED",
     "STATUSES",
     "VOCABULARY",
+    "Entry",
     "Record",
     "RunKey",
     "as_number",
@@ -83,6 +84,10 @@ class Record(NamedTuple):
     value: Any
     step: int | None
     time: float
+
+
+#: A record and its data type, as a logging call appends it: (key, value, step, time, data type).
+Entry = tuple[str, Any, "int | None", float, str]
 
 
 def check_name(what: str, name: object, limit: int = MAX_NAME) -> str:

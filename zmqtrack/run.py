@@ -29,13 +29,14 @@ from .records import (
     RESERVED,
     STATUSES,
     VOCABULARY,
+    Entry,
     RunKey,
     as_number,
     check_name,
     check_type,
     check_values,
 )
-from .sender import Buffer, Entry, Sender
+from .sender import Buffer, Sender
 from .spool import Spool, default_directory
 
 if TYPE_CHECKING:

@@ -18,19 +18,18 @@ from . import wire
 from .errors import SpoolError
 from .keys import Key
 from .link import Link
+from .records import Entry
 from .spool import Outgoing, Spool, orphans
 
 if TYPE_CHECKING:
     from .egress import Gate
 
-__all__ = ["Buffer", "Entry", "Sender"]
+__all__ = ["Buffer", "Sender"]
 
 log = logging.getLogger("zmqtrack")
 
-#: What a logging call appends: (key, value, step, time, data type), a record and its type; and
-#: what it appends to. A deque, because its append and popleft are atomic: nothing is swapped
-#: under a caller's feet.
-Entry = tuple[str, Any, "int | None", float, str]
+#: What a logging call appends to. A deque, because its append and popleft are atomic: nothing is
+#: swapped under a caller's feet.
 Buffer = collections.deque[Entry]
 
 #: A batch is closed at so many records or (about) bytes.
