@@ -16,6 +16,7 @@ from zmqtrack.keyring import Client
 from zmqtrack.records import MAX_INT, RunKey, check_name, check_type
 
 from .auth import ADAPTERS
+from .intake import QUARANTINE
 from .journal import Cursor, DeadLetter, Stream
 
 if TYPE_CHECKING:
@@ -428,6 +429,7 @@ class Control:
                 "max_bytes": self._broker.config.max_bytes,
                 "file_bytes": self._journal.file_size(),
             },
+            "quarantined": dead.get(QUARANTINE, 0),
             "adapters": adapters,
             "sites": self._sites(streams),
             "streams": [{"stream": stream.hex(), **known._asdict()} for stream, known in streams],
@@ -549,7 +551,13 @@ class Control:
         )
 
     def _dlq_retry(self, identity: bytes, request: dict[str, Any]) -> None:
-        n = self._journal.retry(_ids(request))
+        """Adapters try them again; what is in quarantine was never delivered, and goes to all."""
+        ids = _ids(request)
+        letters = self._journal.dead_letters(ids=ids)
+        held = [letter for letter in letters if letter.adapter == QUARANTINE]
+        for letter in held:
+            self._broker.intake.release(letter)
+        n = self._journal.unbury([letter.id for letter in held]) + self._journal.retry(ids)
         self._answer(identity, request, "done", after_commit=True, n=n)
 
     def _dlq_drop(self, identity: bytes, request: dict[str, Any]) -> None:

@@ -25,16 +25,18 @@ from zmqtrack.wire import Header
 from . import sockets
 from .audit import Audit
 from .auth import ANYBODY, Auth
-from .journal import Journal, Stream
+from .journal import DeadLetter, Journal, Stream
 from .limits import Exceeded, Limits
 from .refusals import Refusals
 from .room import Room
 from .sites import Life, Sites
 
-__all__ = ["Intake"]
+__all__ = ["QUARANTINE", "Intake"]
 
 log = logging.getLogger("zmqtrack.daemon")
 
+#: Where what comes second under a stream and seq is kept, in the place of an adapter's name.
+QUARANTINE = "(quarantine)"
 #: Bytes that one writer may have under way, at least and at most.
 WINDOW_MIN, WINDOW_MAX = 256 << 10, 16 << 20
 #: A writer is told to wait at most so often (seconds).
@@ -336,8 +338,13 @@ class Intake:
             self._journal.count("quarantine_full", header.run.site, header.count)
             return
         self._journal.bury(
-            "(quarantine)", data_type, frames[1], frames[2], "stream_conflict", time.time()
+            QUARANTINE, data_type, frames[1], frames[2], "stream_conflict", time.time()
         )
+
+    def release(self, letter: DeadLetter) -> None:
+        """A person has looked at a batch in quarantine, and wants it: all adapters get it."""
+        header = wire.decode_header(letter.header)
+        self._append_own(letter.type, header.stream + QUARANTINE.encode(), header, letter.body)
 
     def _account(self, header: Header, last: int, body: bytes) -> None:
         """A writer tells what it had to give up: addressed to us, not to subscribers.
@@ -403,15 +410,17 @@ class Intake:
             self._end(run, life)
 
     def _end(self, run: RunKey, life: Life) -> None:
-        name = "\0".join(run).encode() + self._journal.epoch
-        stream = hashlib.sha256(name).digest()[:16]
-        known = self._journal.stream(stream)
-        now = time.time()
-        header = Header(stream, (known.seq if known else 0) + 1, run, 1)
-        body = wire.encode_body([Record("end", "killed", None, life.clock or now)])
-        self._journal.append("run", header, body, now)
+        body = wire.encode_body([Record("end", "killed", None, life.clock or time.time())])
+        self._append_own("run", "\0".join(run).encode(), Header(b"", 0, run, 1), body)
         self._journal.set_run(run, "killed")
         self.sites.end(run)
+
+    def _append_own(self, data_type: str, name: bytes, header: Header, body: bytes) -> None:
+        """Journal a batch that no writer sends, as the next of a stream that is ours."""
+        stream = hashlib.sha256(name + self._journal.epoch).digest()[:16]
+        known = self._journal.stream(stream)
+        header = header._replace(stream=stream, seq=(known.seq if known else 0) + 1)
+        self._journal.append(data_type, header, body, time.time())
 
 
 def _keys(header: Header, body: bytes) -> list[str]:

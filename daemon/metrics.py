@@ -54,6 +54,7 @@ _FAMILIES: tuple[tuple[Any, str, str, tuple[str, ...]], ...] = (
     (_GAUGE, "zmqtrack_journal_limit_bytes", "Held bytes at which writers wait.", ()),
     (_GAUGE, "zmqtrack_journal_file_bytes", "Size of the journal's file.", ()),
     (_GAUGE, "zmqtrack_journal_full", "1 while the limit is reached.", ()),
+    (_GAUGE, "zmqtrack_quarantined_batches", "Of a second writer under one stream.", ()),
     (_COUNTER, "zmqtrack_losses_total", "What was lost, by reason.", ("reason",)),
     (InfoMetricFamily, "zmqtrack_adapter", "Its type, and who starts it.", ("adapter",)),
     (_GAUGE, "zmqtrack_adapter_state", "1 for the state it is in.", ("adapter", "state")),
@@ -141,6 +142,7 @@ class Metrics(Collector):
             ("journal_limit_bytes", journal["max_bytes"]),
             ("journal_file_bytes", journal["file_bytes"]),
             ("journal_full", daemon["journal_full"]),
+            ("quarantined_batches", facts["quarantined"]),
         ):
             if value is not None:
                 families[f"zmqtrack_{name}"].add_metric((), value)

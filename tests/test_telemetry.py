@@ -126,6 +126,7 @@ def facts(**more: Any) -> dict[str, Any]:
         "journal": dict.fromkeys(("head", "batches", "bytes", "max_bytes", "file_bytes"), 0),
         "adapters": {},
         "losses": [],
+        "quarantined": 0,
         "sites": [],
         "streams": [],
         **more,

@@ -19,6 +19,7 @@ from zmqtrack.daemon.journal import Cursor, Journal, JournalError
 import zmqtrack
 from harness import Daemon, jsonl, read_jsonl
 from zmqtrack import damage, wire
+from zmqtrack.cli import doctor
 from zmqtrack.errors import SpoolError
 from zmqtrack.records import Record, RunKey
 from zmqtrack.spool import Outgoing, Spool
@@ -338,11 +339,22 @@ def test_a_spool_that_was_copied_while_in_use_is_quarantined_and_named(
             )  # fmt: skip
         served.drain()
         status = served.status()
-        shown = subprocess.run(
-            [sys.executable, "-m", "zmqtrack.cli", "dlq", "list", "--json", "-a", served.address],
-            check=True, timeout=60, capture_output=True, text=True,
-        )  # fmt: skip
-    assert [line["step"] for line in read_jsonl(out, *RUN)] == [1, 20]
+        (letter,) = json.loads(_cli(served, "dlq", "list", "--json"))
+        found = {each.code: each for each in doctor.examine(served.address, None, 5)}
+        assert [line["step"] for line in read_jsonl(out, *RUN)] == [1, 20]
+        # A person may want it after all: then every adapter gets it.
+        _cli(served, "dlq", "retry", str(letter["id"]))
+        served.drain()
+        after = served.status()
     assert status["daemon"]["refused"] == {"stream_conflict": 1}
-    (letter,) = json.loads(shown.stdout)
     assert (letter["adapter"], letter["reason"]) == ("(quarantine)", "stream_conflict")
+    assert (status["quarantined"], after["quarantined"]) == (1, 0)
+    assert "zmqtrack dlq retry" in found["stream_conflict"].advice
+    assert [line["step"] for line in read_jsonl(out, *RUN)] == [1, 20, 21]
+
+
+def _cli(served: Daemon, *arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "zmqtrack.cli", *arguments, "-a", served.address],
+        check=True, timeout=60, capture_output=True, text=True,
+    ).stdout  # fmt: skip

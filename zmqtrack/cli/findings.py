@@ -65,6 +65,16 @@ def of_daemon(status: dict[str, Any]) -> Iterator[Finding]:
             "Its log says why, and audit.jsonl in daemon.state_dir who",
             warning=True,
         )
+    if status["quarantined"]:
+        yield Finding(
+            "quarantine",
+            "stream_conflict",
+            f"{status['quarantined']} batches came under a stream and seq that had another "
+            "content: a machine or a spool folder was copied while it was in use",
+            "See them with `zmqtrack dlq list --adapter '(quarantine)'`; `zmqtrack dlq retry` "
+            "takes them in after all, `drop` gives them up",
+            warning=True,
+        )
     if status["losses"]:
         lost: Counter[str] = Counter()
         for each in status["losses"]:

@@ -63,6 +63,12 @@ def status(facts: dict[str, Any]) -> None:
         console.print("insecure: anybody who reaches it can log as any site", style="bold red")
     elif facts["daemon"]["keys"] is not None:
         console.print(f"keys: {facts['daemon']['keys']} may come in")
+    if facts["quarantined"]:
+        console.print(
+            f"in quarantine: {facts['quarantined']} batches of a second writer under one stream; "
+            "see `zmqtrack dlq list`",
+            style="yellow",
+        )
     table = Table(
         "site", "experiment", "run", "state", "records", "step", "waiting", "seen", box=None
     )
