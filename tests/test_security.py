@@ -457,7 +457,7 @@ def test_keys_that_cannot_be_read_any_more_close_a_running_daemon(place: Place) 
     os.utime(place.ring.folder)
     place.served.wait_for("nobody is let in until that is mended")
     with pytest.raises(ControlError, match="does not let the key of site-1 in"):
-        site.request("hello", timeout=NEVER)
+        site.request("hello", timeout=5)
     file.write_text(good)
     os.utime(place.ring.folder)
     while True:
