@@ -27,42 +27,39 @@ by MLflow's key, files by their name.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import sqlite3
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import count, zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import Field, field_validator
 
 from zmqtrack.records import Record, RunKey
 from zmqtrack.wire import Batch
 
-from .base import (
-    Adapter,
-    Blocked,
-    Context,
-    Options,
-    Refused,
-    TrackerError,
-    Unavailable,
-    leads_elsewhere,
-)
+from .base import Adapter, Blocked, Context, Options, Refused, Unavailable
 from .ledger import Ledger, replace_file
-from .probe import folder_to_write
+from .mlflow_names import (
+    EXTENSION,
+    as_key,
+    as_path,
+    cut,
+    escape,
+    series,
+    shorten,
+    spelled,
+    where_it_is_alone,
+)
+from .mlflow_store import GONE, connect, local_folder, probe, sqlite_path, translated
 
 __all__ = ["MLflowAdapter"]
 
@@ -71,8 +68,6 @@ MAX_RUNS = 1000
 #: Most of each kind in one ``log_batch``: MLflow takes 1000 in all, and 1 MB.
 MAX_METRICS, METRIC_BYTES = 800, 600_000
 MAX_PAIRS, PAIR_BYTES = 100, 180_000
-#: Longest key, and longest path of an artifact, in bytes.
-MAX_KEY, MAX_PATH = 250, 700
 #: An appended file is sent again with each addition; at this size another one begins.
 PART_BYTES = 1 << 20
 #: Our copy of an appended file is dropped when it had no addition for so long (seconds).
@@ -84,29 +79,9 @@ _RUNNING = "RUNNING"
 _ENDED = {"failed": "FAILED", "killed": "KILLED", "finished": "FINISHED"}  # the worst first
 _IDENTITY = ("id", "run", "site", "adapter")
 
-#: Set in our process unless the user did. The host retries; MLflow does so once and at once,
-#: and only where the connection broke, as one does that was kept open and fell idle.
-_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_CONFIGURE_LOGGING": "false",  # it would write lines of its own form beside our log
-}
-
-_START = "Start the MLflow server, look at its log, or correct options.tracking_uri"
-_CREDENTIALS = (
-    "Give the adapter what that server asks for: under `secrets`, MLFLOW_TRACKING_TOKEN, or "
-    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-)
-
 _IMAGE = re.compile(r"\.(png|jpe?g|gif|webp|bmp|tiff?)", re.IGNORECASE)
-_EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}")
 #: Folders where we make files of our own, whose names follow from keys alone.
 _OURS = re.compile(r"(params|tags|text|logs)/.")
-#: What a key that was cut looks like; one that is like it by itself is treated the same.
-_WAS_CUT = re.compile(r".*-[0-9a-f]{32}(\.[A-Za-z][A-Za-z0-9]{0,4})?", re.DOTALL)
 
 
 class MLflowOptions(Options):
@@ -184,10 +159,10 @@ class MLflowAdapter(Adapter):
         for part in self._parts.rglob("*.*"):
             if part.is_file() and time.time() - part.stat().st_mtime > PART_AGE:
                 os.truncate(part, 0)
-        if (database := _sqlite_path(self.options.tracking_uri)) is not None:
+        if (database := sqlite_path(self.options.tracking_uri)) is not None:
             database.parent.mkdir(parents=True, exist_ok=True)
         with self._translated():
-            self._client = _connect(self.options.tracking_uri)
+            self._client = connect(self.options.tracking_uri)
 
     def deliver(self, batches: Sequence[Batch]) -> None:
         groups: dict[RunKey, list[Batch]] = {}
@@ -208,25 +183,7 @@ class MLflowAdapter(Adapter):
             self.context.count("mlflow: identical metric point merged", self._merged)
 
     def probe(self, timeout: float) -> str:
-        uri = self.options.tracking_uri
-        if (database := _sqlite_path(uri)) is not None:
-            return _probe_sqlite(database, timeout)
-        if urlsplit(uri).scheme not in ("http", "https", "databricks", ""):
-            return _probe_database(uri, timeout)
-        # Two requests, each once.
-        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, int(timeout / 2)))
-        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-        try:
-            with self._translated():
-                return _probe_server(uri)
-        except Unavailable as error:
-            reason = re.search(r"\[Errno -?\d+\] ([^\"')]*)|timed out", str(error))
-            if reason is None:
-                raise
-            raise Unavailable(
-                f"no MLflow server answers at {uri}: {reason[1] or reason[0]}",
-                advice=error.advice or _START,
-            ) from None
+        return probe(self.options.tracking_uri, timeout)
 
     def note(self) -> bytes:
         return self._ledger.note()
@@ -268,7 +225,7 @@ class MLflowAdapter(Adapter):
             return
         for name, value in list(record.value.items())[:MAX_FACTS]:
             if isinstance(value, (str, int, float)) and name not in _IDENTITY:
-                pending.tags[_name(f"zmqtrack.{name}")] = _short(str(value), 500)
+                pending.tags[as_key(f"zmqtrack.{name}")] = shorten(str(value), 500)
 
     def _on_metric(self, record: Record, ms: int, pending: _Pending) -> None:
         from mlflow.entities import Metric
@@ -276,7 +233,7 @@ class MLflowAdapter(Adapter):
         step = record.step or 0
         if not -(2**63) <= step < 2**63:
             raise Refused(f"metric {record.key!r}: MLflow cannot hold step {step}")
-        key, value = _name(record.key), record.value + 0.0  # -0.0 is 0.0 to a database
+        key, value = as_key(record.key), record.value + 0.0  # -0.0 is 0.0 to a database
         point = (key, ms, step, repr(value))
         self._merged += point in pending.metrics
         pending.metrics[point] = Metric(key, value, ms, step)
@@ -287,20 +244,20 @@ class MLflowAdapter(Adapter):
     def _on_tag(self, record: Record, ms: int, pending: _Pending) -> None:
         from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
-        short = _short(record.value, MAX_TAG_VAL_LENGTH)
+        short = shorten(record.value, MAX_TAG_VAL_LENGTH)
         if len(record.value) > MAX_TAG_VAL_LENGTH:
             self._put(pending.run, f"tags/{record.key}.txt", record.value.encode(), "tag")
-        key = _name(record.key)
+        key = as_key(record.key)
         if key.startswith("zmqtrack.") or key in ("mlflow.runName", "mlflow.parentRunId"):
-            key = _hex(key[0]) + key[1:]  # these are ours
+            key = spelled(key[0]) + key[1:]  # these are ours
         pending.tags.pop(key, None)  # the last value last
         pending.tags[key] = short
 
     def _on_text(self, record: Record, ms: int, pending: _Pending) -> None:
         suffix = PurePosixPath(record.key).suffix
-        is_path = _EXTENSION.fullmatch(suffix) is not None
+        is_path = EXTENSION.fullmatch(suffix) is not None
         if record.step is not None:
-            name = _series(record, ms, record.value.encode())
+            name = series(record, ms, record.value.encode())
             path = f"text/{record.key}/{name}{suffix if is_path else '.txt'}"
             self._put(pending.run, path, record.value.encode(), owner=None)
         elif not is_path:
@@ -316,7 +273,7 @@ class MLflowAdapter(Adapter):
         # The names that MlflowClient.log_image makes, but with a UUID that is the content's.
         digest = hashlib.sha256(record.value).hexdigest()
         uuid = "-".join((digest[:8], digest[8:12], digest[12:16], digest[16:20], digest[20:32]))
-        key = _cut(_escape(record.key, r"[^A-Za-z0-9_\-./ ]"), 120).replace("/", "~")
+        key = cut(escape(record.key, r"[^A-Za-z0-9_\-./ ]"), 120).replace("/", "~")
         name = f"images/{key}+step+{record.step or 0}+timestamp+{ms}+{uuid}"
         self._put(pending.run, f"{name}.png", whole)
         self._put(pending.run, f"{name}+compressed.webp", small)
@@ -325,7 +282,7 @@ class MLflowAdapter(Adapter):
     def _on_histogram(self, record: Record, ms: int, pending: _Pending) -> None:
         whole = {**record.value, "key": record.key, "step": record.step, "time": record.time}
         data = json.dumps(whole, default=str, skipkeys=True).encode()
-        self._put(pending.run, f"histograms/{record.key}/{_series(record, ms, data)}.json", data)
+        self._put(pending.run, f"histograms/{record.key}/{series(record, ms, data)}.json", data)
 
     def _on_artifact(self, record: Record, ms: int, pending: _Pending) -> None:
         self._put(pending.run, record.key, record.value)
@@ -363,12 +320,12 @@ class MLflowAdapter(Adapter):
         for record in records:
             key, whole = record.key, str(record.value)
             if key not in values:
-                names = (_name(f"param.{key}.{n}") for n in count(2))
-                first = there.params.get(_name(key))
+                names = (as_key(f"param.{key}.{n}") for n in count(2))
+                first = there.params.get(as_key(key))
                 values[key] = [] if first is None else [first]
                 while values[key] and (later := there.tags.get(next(names))) is not None:
                     values[key].append(later)
-            value = _short(whole, MAX_PARAM_VAL_LENGTH)
+            value = shorten(whole, MAX_PARAM_VAL_LENGTH)
             if value in values[key]:
                 continue
             values[key].append(value)
@@ -377,9 +334,9 @@ class MLflowAdapter(Adapter):
                 path = f"params/{key}{f'.{n}' if n > 1 else ''}.txt"
                 self._put(run, path, whole.encode(), f"param {key}")
             if n == 1:
-                params[_name(key)] = value
+                params[as_key(key)] = value
             else:
-                tags[_name(f"param.{key}.{n}")] = value
+                tags[as_key(f"param.{key}.{n}")] = value
         return params, tags
 
     # --- files --------------------------------------------------------------------------------
@@ -393,7 +350,7 @@ class MLflowAdapter(Adapter):
         """
         if owner and _OURS.match(path):
             path = self._apart(run, path, owner)
-        safe = _where_it_is_alone(run.folder, PurePosixPath(_path(path)))
+        safe = where_it_is_alone(run.folder, PurePosixPath(as_path(path)))
         local = self._upload / safe.name
         local.unlink(missing_ok=True)
         try:
@@ -490,7 +447,7 @@ class MLflowAdapter(Adapter):
             experiment,
             first.info.status,
             first.info.end_time or 0,
-            _local_folder(first.info.artifact_uri),
+            local_folder(first.info.artifact_uri),
         )
         self._runs[key] = run
         if len(self._runs) > MAX_RUNS:
@@ -501,7 +458,7 @@ class MLflowAdapter(Adapter):
         found = self._client.get_experiment_by_name(name)
         if found is None:
             location = self.options.artifact_location
-            database = _sqlite_path(self.options.tracking_uri)
+            database = sqlite_path(self.options.tracking_uri)
             if location is None and database is not None:
                 location = str(database.parent / "mlflow-artifacts")
             return str(self._client.create_experiment(name, location))
@@ -544,283 +501,13 @@ class MLflowAdapter(Adapter):
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """MLflow's errors, the network's and the disk's as those that the host knows."""
-        outside = sys.exc_info()[1]  # what our caller is handling is no cause of ours
         try:
-            yield
-        except TrackerError:
+            with translated():
+                yield
+        except Unavailable as error:
+            if error.code == GONE:
+                self._runs.clear()  # the next attempt makes it anew
             raise
-        except Exception as error:
-            if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-                self._runs.clear()  # removed meanwhile: the next attempt makes it anew
-            known = _translate(error, outside)
-            if known is None:
-                raise
-            raise known from None
-
-
-def _translate(error: Exception, outside: BaseException | None = None) -> TrackerError | None:
-    link: BaseException | None = error
-    while link is not None and link is not outside:  # MLflow wraps what _hand_over_retries raises
-        if isinstance(link, TrackerError):
-            return link
-        link = link.__cause__ or link.__context__
-    response = getattr(error, "response", None)  # of requests, which artifacts come with
-    text = f"MLflow: {str(error) or type(error).__name__}"
-    if hasattr(error, "get_http_status_code"):
-        status = error.get_http_status_code()
-        if "must be in the 'active' state" in text:
-            return Blocked(f"{text} It was deleted in MLflow: restore it, or run mlflow gc.")
-        # Removed meanwhile, or made meanwhile (by a request of ours whose answer was lost, or by
-        # another adapter): the next attempt sees what is there.
-        if getattr(error, "error_code", "") in (
-            "RESOURCE_DOES_NOT_EXIST",
-            "RESOURCE_ALREADY_EXISTS",
-        ):
-            return Unavailable(text)
-    elif response is not None:
-        status = response.status_code
-    elif isinstance(error, OSError):
-        return Blocked(text) if isinstance(error, PermissionError) else Unavailable(text)
-    elif type(error).__module__.startswith("sqlalchemy"):
-        return Unavailable(text)
-    else:
-        return None
-    return _as_status(status, text)
-
-
-def _as_status(status: int, text: str) -> TrackerError:
-    """The error that an answer with this status is; with advice, for a probe."""
-    code, advice = "", ""
-    if status in (401, 403, 407):
-        code, advice = "tracker_credentials", _CREDENTIALS
-    elif status in (404, 501) or "valid JSON" in text:
-        code, advice = "not_mlflow", "Correct options.tracking_uri: no MLflow server answers there"
-    elif status >= 500:
-        advice = _START
-    return _kind(status)(text, code=code, advice=advice)
-
-
-def _kind(status: int) -> type[TrackerError]:
-    if status in (401, 403, 404, 407, 501):
-        return Blocked
-    if 400 <= status < 500 and status not in (408, 409, 425, 429, 499):
-        return Refused
-    return Unavailable
-
-
-@lru_cache(maxsize=1)
-def _hand_over_retries() -> None:
-    """Let what MLflow hides reach the host: Retry-After, and a status without MLflow's JSON."""
-    import mlflow.utils.request_utils as requests_of_mlflow
-    from urllib3.exceptions import ReadTimeoutError
-    from urllib3.util import Retry
-
-    class HandOver(Retry):
-        def is_retry(self, method: str, status_code: int, has_retry_after: bool = False) -> bool:
-            if status_code in (401, 403, 413, 422):
-                raise _as_status(status_code, f"MLflow answers {status_code}")
-            return super().is_retry(method, status_code, has_retry_after)
-
-        def increment(self, *args: Any, response: Any = None, **more: Any) -> Any:
-            if response is not None:
-                response.drain_conn()
-                wait = self.get_retry_after(response)
-                raise Unavailable(f"MLflow answers {response.status} to {args}", wait)
-            if isinstance(more.get("error"), ReadTimeoutError):
-                raise Unavailable(f"MLflow does not answer: {more['error']}")
-            return super().increment(*args, **more)
-
-    requests_of_mlflow.Retry = HandOver  # MLflow has no setting for this
-
-
-# --- where it is -------------------------------------------------------------------------
-
-
-def _connect(uri: str) -> Any:
-    """A client of the store at ``uri``, which has answered once."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    _hand_over_retries()
-    with _alone(uri):
-        client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)
-    return client
-
-
-@contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Several processes that make the tables of one new database at once would spoil it."""
-    folder = None
-    if (database := _sqlite_path(uri)) is not None:
-        with suppress(OSError):  # no such folder, or a file system that cannot lock it
-            folder = os.open(database.parent, os.O_RDONLY)
-            fcntl.flock(folder, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if folder is not None:
-            os.close(folder)
-
-
-def _probe_server(uri: str) -> str:
-    _connect(uri)
-    version = ""
-    if urlsplit(uri).scheme in ("http", "https"):
-        from mlflow.tracking._tracking_service.utils import get_default_host_creds
-        from mlflow.utils.rest_utils import http_request
-
-        answer = http_request(get_default_host_creds(uri), "/version", "GET", raise_on_status=False)
-        if answer.status_code == 200 and re.fullmatch(r"[\w.+-]{1,30}", answer.text.strip()):
-            version = f" {answer.text.strip()}"
-    return f"MLflow{version} at {uri} lets us in"
-
-
-def _probe_sqlite(database: Path, timeout: float) -> str:
-    """Without MLflow, which would make the tables, or change those of an older one."""
-    if not database.exists():
-        folder_to_write(database.parent, "tracking_uri")
-        return f"SQLite database {database} does not exist yet and can be made"
-    folder_to_write(database.parent, "tracking_uri")  # SQLite makes files beside it
-    try:
-        with closing(
-            sqlite3.connect(f"file:{quote(str(database))}?mode=rw", timeout, uri=True)
-        ) as db:
-            db.execute("BEGIN IMMEDIATE")
-            names = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
-            known = "experiments" in names
-            count = known and db.execute("SELECT count(*) FROM experiments").fetchone()[0]
-            db.execute("ROLLBACK")
-    except sqlite3.OperationalError as error:
-        if "locked" in str(error):
-            raise Unavailable(
-                f"{database} has been locked by another process for {timeout:g} s",
-                code="database_locked",
-                advice="Look which holds it (`fuser`); sites that write much need a server",
-            ) from error
-        raise Blocked(
-            f"{database} cannot be written: {error}",
-            code="folder_not_writable",
-            advice=(
-                "Let the daemon's user write it (chown, chmod), or correct options.tracking_uri"
-            ),
-        ) from error
-    except sqlite3.DatabaseError as error:
-        raise Blocked(
-            f"{database} is no SQLite database: {error}",
-            code="not_a_database",
-            advice="Correct options.tracking_uri, or put a backup in its place",
-        ) from error
-    if names and not known:
-        raise Blocked(
-            f"{database} is a database of something else: it has no table of MLflow's",
-            code="not_mlflow",
-            advice="Correct options.tracking_uri: name a file of its own for MLflow",
-        )
-    return f"MLflow's SQLite database {database} can be written, {count or 0} experiments"
-
-
-def _probe_database(uri: str, timeout: float) -> str:
-    """Any other that SQLAlchemy knows; only looked at."""
-    from sqlalchemy import create_engine, inspect
-    from sqlalchemy.exc import DBAPIError, NoSuchModuleError
-    from sqlalchemy.pool import NullPool
-
-    seconds = {"connect_timeout": max(1, int(timeout))}  # as both drivers' call it
-    known = uri.startswith(("postgres", "mysql"))
-    try:
-        engine = create_engine(uri, poolclass=NullPool, connect_args=seconds if known else {})
-        with engine.connect() as connection:
-            made = inspect(connection).has_table("experiments")
-    except (ImportError, NoSuchModuleError) as error:
-        raise Blocked(
-            f"no driver for this database: {error}",
-            code="no_driver",
-            advice=f"Install it beside zmqtrack: pip install "
-            f"{getattr(error, 'name', None) or 'what SQLAlchemy names for such an address'}",
-        ) from error
-    except DBAPIError as error:
-        raise Unavailable(
-            f"the database does not let us in: {error.orig}",
-            advice="Start it, or correct host, user and password in options.tracking_uri "
-            "(best as MLFLOW_TRACKING_URI under `secrets`)",
-        ) from error
-    return f"the database answers; MLflow's tables {'are there' if made else 'will be made'}"
-
-
-# --- names and values --------------------------------------------------------------------
-
-
-def _hex(character: str) -> str:
-    return f"_x{ord(character):04X}_"
-
-
-def _escape(text: str, forbidden: str) -> str:
-    """``text`` without what is forbidden, and as a path that stays where it is; reversible."""
-    return re.sub(
-        forbidden
-        + r"|_(?=x[0-9A-F]{4,6}_)"  # what would look escaped
-        + r"|\A/|(?<=/)/|/\Z|(?:(?<=/)|\A)\.(?=\.?(?:/|\Z))",  # empty parts, "." and ".."
-        lambda match: _hex(match[0]),
-        text,
-    )
-
-
-def _cut(text: str, limit: int) -> str:
-    """``text``, or its beginning, a hash and the extension if it has more bytes."""
-    if (size := len(text.encode())) <= limit and not (
-        size > limit - 4 and _WAS_CUT.fullmatch(text)
-    ):
-        return text
-    suffix = PurePosixPath(text).suffix
-    suffix = suffix if _EXTENSION.fullmatch(suffix) else ""
-    end = f"-{hashlib.sha256(text.encode()).hexdigest()[:32]}{suffix}"
-    return text.encode()[: limit - len(end)].decode(errors="ignore") + end
-
-
-@lru_cache(maxsize=10_000)
-def _name(key: str) -> str:
-    """``key`` as MLflow takes it for a metric, param or tag."""
-    if not key:
-        raise Refused("MLflow takes no empty key")
-    return _cut(_escape(key, r"[^\w/.\- :]|\A\.(?=\.)"), MAX_KEY)
-
-
-def _path(path: str) -> str:
-    """``path`` as one that MLflow and a file system take, and that stays in the run."""
-    if not path:
-        raise Refused("MLflow takes no empty key")
-    safe = _cut(_escape(path, r"[^\w/.\-+=@,()~ ]|\A\.(?=\.[^/]*/)"), MAX_PATH)
-    return "/".join(_cut(part, 200) for part in safe.split("/"))
-
-
-def _where_it_is_alone(folder: Path | None, path: PurePosixPath) -> PurePosixPath:
-    """``path``, its parts spelled out where the folder's file system takes them for others."""
-    if folder is None:
-        return path
-    parts: list[str] = []
-    for part in path.parts:
-        spelled = _cut("".join(map(_hex, part)), 200)
-        here = folder.joinpath(*parts)
-        known = [os.path.lexists(here / name) for name in (part, spelled)]
-        alone = known != [False, True] and not leads_elsewhere(here, part)
-        parts.append(part if alone else spelled)
-    return PurePosixPath(*parts)
-
-
-def _short(text: str, limit: int) -> str:
-    text = text.replace("\0", "\u2400")  # NUL is not for databases
-    if len(text) <= limit:
-        return text
-    note = f"… [{len(text)} characters, sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}]"
-    return text[: limit - len(note)] + note
-
-
-def _series(record: Record, ms: int, data: bytes) -> str:
-    """A file name by which records of one key neither replace nor repeat each other."""
-    return f"{record.step or 0}-{ms}-{hashlib.sha256(data).hexdigest()[:8]}"
 
 
 def _renditions(record: Record) -> tuple[bytes, bytes]:
@@ -884,15 +571,3 @@ def _chunks(items: Iterable[Any], most: int, most_bytes: int) -> Iterator[list[A
         size += bytes_
     if chunk:
         yield chunk
-
-
-def _local_folder(uri: str) -> Path | None:
-    parts = urlsplit(uri)
-    if parts.scheme == "file":
-        return Path(unquote(parts.path))
-    return None if parts.scheme else Path(uri)
-
-
-def _sqlite_path(uri: str) -> Path | None:
-    parts = urlsplit(uri)
-    return Path(parts.path[1:]).absolute() if parts.scheme.startswith("sqlite") else None

@@ -774,11 +774,11 @@ def test_importing_the_adapter_imports_no_mlflow() -> None:
 def test_processes_that_find_no_database_make_one_between_them(tmp_path: Path) -> None:
     """Each launch of a sweep has an adapter of its own; making the tables at once spoils them."""
     code = (
-        "from zmqtrack.adapters.mlflow import _connect\n"
+        "from zmqtrack.adapters.mlflow_store import connect\n"
         "import mlflow.store.tracking.sqlalchemy_store\n"
         "print('ready', flush=True)\n"
         "input()\n"
-        "_connect('sqlite:///mlflow.db')\n"
+        "connect('sqlite:///mlflow.db')\n"
     )
     processes = [
         subprocess.Popen(

@@ -23,7 +23,7 @@ import pytest
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing import io_wrapper
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from zmqtrack.adapters import base, mlflow
+from zmqtrack.adapters import base, mlflow_names
 from zmqtrack.adapters.artifacts import Assembler
 from zmqtrack.adapters.base import Adapter, Blocked, Context, Refused, own_entry, safe_name
 from zmqtrack.adapters.jsonl import JSONLAdapter
@@ -396,7 +396,7 @@ def test_pieces_of_artifacts_lie_under_names_of_our_own(tmp_path: Path) -> None:
 
 
 def test_a_key_of_mlflow_that_was_cut_and_one_that_looks_so_are_two() -> None:
-    for spell, limit in ((mlflow._name, 250), (mlflow._path, 700)):
+    for spell, limit in ((mlflow_names.as_key, 250), (mlflow_names.as_path, 700)):
         keys = ["k" * 1000, "k" * 1000 + ".txt", "k" * 1001, "\u4e2d" * 400 + "k", "d/" * 500 + "f"]
         cut = [spell(key) for key in keys]
         again = [spell(name) for name in cut]
@@ -470,7 +470,7 @@ def _folds(folder: Path, name: str) -> bool:
 @pytest.fixture
 def folding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zmqtrack.adapters.base.leads_elsewhere", _folds)
-    monkeypatch.setattr("zmqtrack.adapters.mlflow.leads_elsewhere", _folds)
+    monkeypatch.setattr("zmqtrack.adapters.mlflow_names.leads_elsewhere", _folds)
 
 
 @pytest.mark.usefixtures("folding")
