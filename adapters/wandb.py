@@ -199,9 +199,10 @@ class WandBAdapter(Adapter):
             for place, record in enumerate(batch):
                 if record.key == "start":
                     run.memo["exit"] = None
-                    facts = {**batch.run._asdict(), "start": _plain(record.value)}
-                    run.configure({"zmqtrack": facts}, self._init)
-                else:
+                    if record.value:  # without facts: it was taken for dead, and goes on
+                        facts = {**batch.run._asdict(), "start": _plain(record.value)}
+                        run.configure({"zmqtrack": facts}, self._init)
+                elif record.key == "end":
                     run.memo["exit"] = EXIT_CODES.get(record.value, 1)
                     self._log(run, batch.part(place, place + 1))
         else:

@@ -31,6 +31,8 @@ log = logging.getLogger("zmqtrack.daemon")
 
 #: Most batches that share one commit.
 COMMIT_BATCHES = 500
+#: When the loop did not turn for so long (seconds), what was sent meanwhile is still to be read.
+HELD_UP = 1.0
 #: Between two looks for what can be trimmed, in seconds.
 HOUSEKEEPING = 1.0
 
@@ -89,10 +91,14 @@ class Broker:
         self._replies: list[list[bytes]] = []  # control answers that wait for the commit
         self._commit_due = 0.0  # 0: nothing waits for one
         self._housekeeping_due = 0.0
+        self._turned = time.monotonic()
 
     def step(self, timeout: float = 0.1) -> None:
         """Wait for something to do (at most ``timeout`` seconds), and do it."""
         ready = dict(self._poller.poll(math.ceil(1000 * self._patience(timeout))))
+        before, self._turned = self._turned, time.monotonic()
+        if (held_up := self._turned - before) > HELD_UP:
+            self.intake.sites.excuse(held_up)
         try:
             self._turn(ready)
         except sqlite3.OperationalError as error:

@@ -187,6 +187,7 @@ class Control:
             raise ValueError("the time is no number")
         self._broker.intake.note_beat(
             request["client"],
+            identity,
             request["stream"],
             RunKey(*(check_name("name", name) for name in request["run"])),
             (_number(request["spooled"]), None if step is None else _number(step, -MAX_INT), clock),
@@ -444,7 +445,9 @@ class Control:
         """Of each run of a site, how it is; those that were seen last come last."""
         found: dict[tuple[str, str, str], dict[str, Any]] = {}
         stale = time.monotonic() - self._broker.config.stale_after
-        for _, known in sorted(streams, key=lambda item: item[1].last_seen):
+        for stream, known in sorted(streams, key=lambda item: item[1].last_seen):
+            if stream == self._broker.intake.own_stream(RunKey(*known.run)):
+                continue  # that we say that it is over is no sign of life
             facts = found.pop(known.run, None)
             if facts is None:
                 facts = dict(zip(("experiment", "run", "site"), known.run, strict=True))
@@ -463,8 +466,7 @@ class Control:
             facts["last_seen"] = max(
                 facts["last_seen"], time.time() - (time.monotonic() - life.heard)
             )
-            if life.spooled:
-                facts["spooled"] = sum(life.spooled.values())
+            facts["spooled"] = life.spooled(stale)
         return list(found.values())
 
     def _reload(self, identity: bytes, request: dict[str, Any]) -> None:

@@ -43,6 +43,8 @@ WINDOW_MIN, WINDOW_MAX = 256 << 10, 16 << 20
 SLOW_AGAIN = 0.25
 #: And waits so long (seconds) while there is no room.
 HOLD = 1.0
+#: Who was not heard of for so long (seconds) has nothing under way.
+IDLE = 60.0
 #: It is told where to go on at most so often (seconds), while it has not.
 RESUME_AGAIN = 1.0
 #: Streams of which is remembered when that was; and which writers are known.
@@ -80,7 +82,8 @@ class Intake:
         self._journal = journal
         self._audit, self._refusals, self._room = audit, refusals, room
         self._send = send
-        self._routes: OrderedDict[bytes, bytes] = OrderedDict()  # who greeted for which stream
+        #: To whom what concerns a stream goes, and when it was heard of; the latest come last.
+        self._routes: OrderedDict[bytes, tuple[bytes, float]] = OrderedDict()
         self._answers: dict[bytes, str] = {}  # streams to be told their seq after the commit
         self._promised: list[list[bytes]] = []  # whole messages that wait for it too
         self._resumed: dict[bytes, tuple[int, float]] = {}
@@ -125,7 +128,7 @@ class Intake:
         self._check_owner(client, header.stream, header.run, known)
         if data_type == "probe":
             self._answer_probe(header, known)
-        elif known is None and not self._may_begin(header):
+        elif known is None and not self._may_begin(header.stream, header.run):
             pass
         elif self._room.none:
             # Taken off the socket and dropped: there it would wait in our memory.
@@ -204,15 +207,15 @@ class Intake:
         self._audit.write("rejected", client.name, reason, detail=detail)
         raise FrameError(reason, detail)
 
-    def _may_begin(self, header: Header) -> bool:
-        """A stream that is new, and may not have been greeted: its site may have too many.
+    def _may_begin(self, stream: bytes, run: RunKey) -> bool:
+        """A stream that is new to us, and has not greeted: its site may have too many.
 
         Nothing is kept of it then, and it is not acknowledged: a greeting will say why.
         """
         try:
-            self.limits.open_stream(header.stream, header.run)
+            self.limits.open_stream(stream, run)
         except Exceeded as error:
-            self._note_limit(header.run, error)
+            self._note_limit(run, error)
             self._refusals.note(error.reason, str(error))
             return False
         return True
@@ -236,15 +239,23 @@ class Intake:
     @property
     def window(self) -> int:
         """Bytes that one writer may have under way: all of them together must fit into memory."""
+        before = time.monotonic() - max(IDLE, self._config.stale_after)
+        while self._routes and next(iter(self._routes.values()))[1] < before:
+            self._routes.popitem(last=False)  # should it come back, it greets
         writers = len(self._routes)
         return max(WINDOW_MIN, min(WINDOW_MAX, self._config.memory // max(1, writers)))
 
     def set_route(self, stream: bytes, identity: bytes) -> None:
-        """Acknowledgements of a stream go to whom greeted us for it last."""
-        self._routes[stream] = identity
+        """Acknowledgements of a stream go to whom greeted us, or beat, for it last."""
+        self._routes[stream] = identity, time.monotonic()
         self._routes.move_to_end(stream)
         if len(self._routes) > ROUTES:
             self._routes.popitem(last=False)
+
+    def _tell(self, stream: bytes, message: bytes) -> None:
+        if route := self._routes.get(stream):
+            self.set_route(stream, route[0])
+            self._send([route[0], message])
 
     @property
     def owes(self) -> bool:
@@ -257,15 +268,14 @@ class Intake:
             self._send(message)
         self._promised.clear()
         for stream, op in self._answers.items():
-            if route := self._routes.get(stream):
-                known = self._journal.stream(stream)
-                seq = known.seq if known else 0
-                self._send([route, wire.encode_control(op, stream=stream, seq=seq)])
+            known = self._journal.stream(stream)
+            seq = known.seq if known else 0
+            self._tell(stream, wire.encode_control(op, stream=stream, seq=seq))
         self._answers.clear()
 
     def roll_back(self) -> None:
         """Nothing was committed, so nothing is acknowledged: writers will send it again."""
-        self.sites = Sites(RunKey(*run) for run in self._journal.open_runs())
+        self.sites.agree(RunKey(*run) for run in self._journal.open_runs())
         self._answers.clear()
         self._promised.clear()
 
@@ -277,8 +287,7 @@ class Intake:
         if len(self._slowed) > REMEMBERED:
             self._slowed.clear()
         self._slowed[header.stream] = now
-        if route := self._routes.get(header.stream):
-            self._send([route, wire.encode_control("slow", stream=header.stream, wait=wait)])
+        self._tell(header.stream, wire.encode_control("slow", stream=header.stream, wait=wait))
 
     def _ask_to_resume(self, header: Header, last: int) -> None:
         """Name the seq that we hold; once, not for each batch that is behind it."""
@@ -302,7 +311,7 @@ class Intake:
             self._slow_down(header, wait or HOLD)
         elif route := self._routes.pop(header.stream, None):
             message = wire.encode_control("ack", stream=header.stream, seq=header.seq)
-            self._promised.append([route, message])
+            self._promised.append([route[0], message])
 
     # --- what is not journalled ---------------------------------------------------------------
 
@@ -321,7 +330,7 @@ class Intake:
                 reason=reason,
                 detail=detail,
             )
-            self._promised.append([route, message])
+            self._promised.append([route[0], message])
 
     def _quarantine(self, data_type: str, header: Header, frames: list[bytes]) -> None:
         """Two writers under one stream, as when a machine or a spool was copied while in use.
@@ -371,32 +380,58 @@ class Intake:
 
     def _note_life(self, data_type: str, header: Header, body: bytes) -> None:
         """A batch was taken: its run is open, or has ended with it."""
+        run = header.run
         if data_type == "run" and "end" in _keys(header, body):
-            self.sites.end(header.run)
-            self._journal.set_run(header.run, "ended")
-        elif self.sites.hear(header.run):
-            self._journal.set_run(header.run, "open")
+            self.sites.end(run, header.stream)
+            self._journal.set_run(run, "ended")
+        elif self.sites.life(run) is None and self._comes_too_late(header):
+            pass  # nobody would end that run again
+        elif self.sites.hear(run):
+            self._journal.set_run(run, "open")
 
-    def note_beat(self, client: Client, stream: bytes, run: RunKey, facts: Beat) -> None:
-        """A writer says that it lives. That opens no run, as its batches do, but one that was
-        killed for its silence.
+    def _comes_too_late(self, header: Header) -> bool:
+        """What a process that crashed has left may come after the end that another gave its run."""
+        return self._journal.run_state(
+            header.run
+        ) == "ended" and not self.sites.beats_since_the_end(header.run, header.stream)
+
+    def note_beat(
+        self, client: Client, identity: bytes, stream: bytes, run: RunKey, facts: Beat
+    ) -> None:
+        """A writer says that it lives: its run is open, unless that very writer has ended it.
+
+        A run that nothing was journalled of is not opened.
 
         Raises:
             FrameError: it may not speak for that run.
         """
         known = self._journal.stream(stream)
         self._check_owner(client, stream, run, known)
-        if stream not in self._routes or (known and known.run != run):
+        if (known and known.run != run) or self.limits.wait(run.site, 0):
             return
-        if self.limits.wait(run.site, 0):
+        # Where it has greeted before we were started again, it has no reason to do so anew.
+        if stream not in self._routes and (known is None or not self._may_begin(stream, run)):
             return
-        is_open = self.sites.life(run) is not None
-        if not is_open and not self._room.none and self._journal.run_state(run) == "killed":
-            self._journal.set_run(run, "open")
-            is_open = True
-        if is_open:
+        self.set_route(stream, identity)
+        if self.sites.life(run) is not None:
             self.sites.hear(run)
+        elif not self._room.none and not self.sites.is_over_for(stream):
+            self._open_again(run, clock=facts[2])
         self.sites.beat(run, stream, *facts)
+
+    def _open_again(self, run: RunKey, clock: float) -> None:
+        """A run whose end was told turns out to have a writer that lives: trackers learn it too.
+
+        By a start without facts, a moment after the end that we gave it.
+        """
+        state = self._journal.run_state(run)
+        if state == "killed":
+            after = max(clock, self.sites.last_clock(run)) + 0.001
+            body = wire.encode_body([Record("start", {}, None, after)])
+            self._append_own("run", _name(run), Header(b"", 0, run, 1), body)
+        if state in ("killed", "ended"):
+            self._journal.set_run(run, "open")
+            self.sites.hear(run)
 
     def end_the_silent(self, lease: float) -> None:
         """Runs that nothing was heard of for ``lease`` seconds end as killed, until they are back.
@@ -410,17 +445,29 @@ class Intake:
             self._end(run, life)
 
     def _end(self, run: RunKey, life: Life) -> None:
-        body = wire.encode_body([Record("end", "killed", None, life.clock or time.time())])
-        self._append_own("run", "\0".join(run).encode(), Header(b"", 0, run, 1), body)
+        life.clock = life.clock or time.time()
+        body = wire.encode_body([Record("end", "killed", None, life.clock)])
+        self._append_own("run", _name(run), Header(b"", 0, run, 1), body)
         self._journal.set_run(run, "killed")
         self.sites.end(run)
 
+    def own_stream(self, run: RunKey) -> bytes:
+        """That of what we ourselves say of a run."""
+        return self._own_stream(_name(run))
+
+    def _own_stream(self, name: bytes) -> bytes:
+        return hashlib.sha256(name + self._journal.epoch).digest()[:16]
+
     def _append_own(self, data_type: str, name: bytes, header: Header, body: bytes) -> None:
         """Journal a batch that no writer sends, as the next of a stream that is ours."""
-        stream = hashlib.sha256(name + self._journal.epoch).digest()[:16]
+        stream = self._own_stream(name)
         known = self._journal.stream(stream)
         header = header._replace(stream=stream, seq=(known.seq if known else 0) + 1)
         self._journal.append(data_type, header, body, time.time())
+
+
+def _name(run: RunKey) -> bytes:
+    return "\0".join(run).encode()
 
 
 def _keys(header: Header, body: bytes) -> list[str]:

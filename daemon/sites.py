@@ -29,7 +29,13 @@ class Life:
     heard: float = field(default_factory=time.monotonic)
     clock: float = 0.0
     step: int | None = None
-    spooled: dict[bytes, int] = field(default_factory=dict)  # records, by stream
+    #: By stream: when it beat last, and how many records waited in its spool.
+    beats: dict[bytes, tuple[float, int]] = field(default_factory=dict)
+
+    def spooled(self, since: float) -> int | None:
+        """Records that wait at the writers that have beaten ``since`` then; None: none has."""
+        waiting = [records for when, records in self.beats.values() if when >= since]
+        return sum(waiting) if waiting else None
 
 
 class Sites:
@@ -38,6 +44,25 @@ class Sites:
     def __init__(self, open_runs: Iterable[RunKey]) -> None:
         self._open = {run: Life() for run in open_runs}  # after a start all have a whole lease
         self._others: OrderedDict[RunKey, Life] = OrderedDict()  # what the rest said last
+        self._ended: OrderedDict[bytes, None] = OrderedDict()  # streams that said that they end
+
+    def agree(self, open_runs: Iterable[RunKey]) -> None:
+        """These are open, as the journal says after all: what their writers said still holds."""
+        before = self._open.copy()
+        self._open.clear()
+        for run in open_runs:
+            known = before.get(run) or self._others.get(run)
+            before.pop(run, None)
+            self._others.pop(run, None)
+            self._open[run] = known or Life()
+        for run, life in before.items():
+            self._remember(run, life)
+
+    def excuse(self, seconds: float) -> None:
+        """We did not listen for so long: nobody is to be blamed for what we did not hear."""
+        now = time.monotonic()
+        for life in self._open.values():
+            life.heard = min(now, life.heard + seconds)
 
     def hear(self, run: RunKey) -> bool:
         """Something came of a run; True if it was not open before."""
@@ -59,17 +84,32 @@ class Sites:
         life = self._open.get(run) or self._others.get(run)
         if life is None:
             life = self._remember(run, Life())
-        if stream in life.spooled or len(life.spooled) < WRITERS:
-            life.spooled[stream] = spooled
+        while len(life.beats) >= WRITERS and stream not in life.beats:
+            del life.beats[min(life.beats, key=lambda each: life.beats[each])]
+        life.beats[stream] = time.monotonic(), spooled
         life.clock = max(life.clock, clock)
         if step is not None:
             life.step = step
 
-    def end(self, run: RunKey) -> None:
-        life = self._open.pop(run, None)
+    def end(self, run: RunKey, stream: bytes = b"") -> None:
+        """A run is over; ``stream`` is that of the writer that says so."""
+        if stream:
+            self._ended[stream] = None
+            if len(self._ended) > REMEMBERED:
+                self._ended.popitem(last=False)
+        life = self._open.pop(run, None) or self._others.get(run)
         if life is not None:
-            life.spooled.clear()
+            life.beats.clear()
             self._remember(run, life)
+
+    def is_over_for(self, stream: bytes) -> bool:
+        """Whether that writer has ended its run: what it says later was only late."""
+        return stream in self._ended
+
+    def beats_since_the_end(self, run: RunKey, stream: bytes) -> bool:
+        """Whether that writer has said that it lives since the run was over."""
+        life = self._others.get(run)
+        return life is not None and stream in life.beats
 
     def _remember(self, run: RunKey, life: Life) -> Life:
         self._others[run] = life
@@ -85,6 +125,11 @@ class Sites:
         """The step that a run's writers said last, open or not."""
         life = self._open.get(run) or self._others.get(run)
         return life.step if life else None
+
+    def last_clock(self, run: RunKey) -> float:
+        """The latest time that a run's writers said, open or not; 0.0: none."""
+        life = self._open.get(run) or self._others.get(run)
+        return life.clock if life else 0.0
 
     def silent(self, lease: float) -> list[tuple[RunKey, Life]]:
         """The open runs that nothing was heard of for ``lease`` seconds."""

@@ -183,7 +183,7 @@ def test_a_training_that_is_killed_ends_as_killed_with_all_that_it_had_logged(pl
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "end"), [("SIGTERM", 143, "killed"), ("SIGINT", 130, "failed")]
+    ("number", "code", "end"), [("SIGTERM", 143, "killed"), ("SIGINT", 130, "killed")]
 )
 def test_a_signal_is_handed_on_and_what_was_logged_is_delivered(
     place: Place, number: str, code: int, end: str
@@ -243,7 +243,7 @@ def test_ctrl_c_reaches_the_training_once_and_the_terminal_is_left_as_it_was(pla
     assert re.findall(r"\x1b\[[\d;]*r", terminal.seen) == ["\x1b[1;11r", "\x1b[r"]
     assert "\x1b[2K" not in terminal.seen.rpartition("\x1b[r\x1b[12;1H\x1b[2K\x1b8")[2]
     assert "jsonl: 102 delivered, in zmqtrack-out/jsonl\r\n" in terminal.seen
-    assert place.steps() == list(range(100)) and place.end() == ["failed"]
+    assert place.steps() == list(range(100)) and place.end() == ["killed"]
     place.assert_clean()
 
 

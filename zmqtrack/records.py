@@ -3,8 +3,9 @@
 What ``value`` is, by data type:
 
 =========== ==================================================================
-run         key ``start``: dict of facts about the process; key ``end``: the
-            status, one of :data:`STATUSES`
+run         key ``start``: dict of facts about the process, empty where a run
+            that was taken for dead goes on; key ``end``: the status, one of
+            :data:`STATUSES`
 metric      float
 param       anything that msgpack carries: str, number, bool, None, list, dict
 tag         str
