@@ -6,10 +6,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import zmqtrack
 from harness import Daemon, jsonl, read_jsonl
+from zmqtrack import wire
+from zmqtrack.records import Record, RunKey
+from zmqtrack.spool import Outgoing, Spool
+
+RUN = RunKey("e", "r", "s")
 
 Make = Callable[..., Daemon]
 
@@ -64,6 +70,26 @@ def test_an_address_that_is_none_is_a_mistake_of_usage() -> None:
     done = zmqtrack_command("status", "--address", "localhost")
     assert done.returncode == 2
     assert "'localhost' is no address" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_spool_send_names_an_outbox_that_no_longer_says_where_it_goes_and_sends_the_others(
+    daemon: Make, tmp_path: Path
+) -> None:
+    with daemon() as served:
+        for address in ("", served.address):
+            with closing(Spool.create(tmp_path / "left", RUN, address)) as spool:
+                body = wire.encode_body([Record("m", 1.0, 1, 1.0)])
+                header = wire.encode_header(wire.Header(spool.stream, 1, RUN, 1))
+                spool.append([Outgoing(1, "metric", 1, header, body)])
+        done = zmqtrack_command("spool", "send", "--dir", str(tmp_path / "left"))
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert "name it with --address" in done.stderr
+        (site,) = served.status()["sites"]
+        assert site["records"] == 1
+        done = zmqtrack_command(
+            "spool", "send", "--dir", str(tmp_path / "left"), "-a", served.address
+        )
+        assert done.returncode == 0 and "1 records delivered, 0 left" in done.stdout
 
 
 def test_spool_list_shows_and_spool_send_delivers_what_was_left(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,12 @@ import numpy
 import pytest
 
 import zmqtrack
+from harness import PATIENCE, Daemon
 from zmqtrack import wire
+from zmqtrack.control import check_address
 from zmqtrack.records import Record, RunKey
 from zmqtrack.run import Run
-from zmqtrack.spool import Spool
+from zmqtrack.spool import Outgoing, Spool
 
 
 @pytest.fixture
@@ -201,10 +206,89 @@ def test_a_spool_folder_that_cannot_be_written_is_named(nobody: str, tmp_path: P
         zmqtrack.init("e", "r", "s", nobody, spool_dir=tmp_path / "file" / "spool")
 
 
-def test_an_address_that_is_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises((ValueError, zmqtrack.ControlError), match="tcp://127"):
-        zmqtrack.init("e", "r", "s", "localhost")
+@pytest.mark.parametrize(
+    "address",
+    ["localhost", "tcp://127.0.0.1:5555/", "tcp://*:5555", "tcp://a b:5555", "tcp://-:5555",
+     "tcp://a$b:5555", "tcp://127.0.0.1:0", "tcp://127.0.0.1:65536", f"ipc:///tmp/{'x' * 110}"],
+)  # fmt: skip
+def test_an_address_that_is_none_is_named(tmp_path: Path, address: str) -> None:
+    with pytest.raises(ValueError, match=r"is no address.*write for example tcp://127"):
+        zmqtrack.init("e", "r", "s", address)
     assert not list(tmp_path.glob("spool/*.spool"))
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://[::1]:5555", "tcp://my-host_1.example.org:1", f"ipc://{'x' * 107}"]
+)
+def test_an_address_that_is_one_is_taken_as_it_is(address: str) -> None:
+    assert check_address(address) == address
+    assert check_address("tcp://*:0", to_bind=True) == "tcp://*:0"
+
+
+def test_a_process_that_may_open_no_more_files_logs_to_its_disk_and_sends_later(
+    daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    """ZeroMQ would end the whole process there."""
+    code = (
+        "import os, resource, sys, time, zmqtrack, zmqtrack.sender\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "few = len(os.listdir('/dev/fd')) + int(sys.argv[2])\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))\n"
+        "run = zmqtrack.init('e', 'r', 's', sys.argv[1])\n"
+        "run.log_metric('a', 1)\n"
+        "assert run.flush(30)\n"
+        "time.sleep(0.2)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (1000, hard))\n"
+        "run.finish(timeout=30)\n"
+    )
+    with daemon() as served:
+        for free in (6, 7, 8, 12):
+            done = subprocess.run(
+                [sys.executable, "-c", code, served.address, str(free)],
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+            )
+            assert done.returncode == 0, done.stderr
+            assert "too few files may be opened" in done.stderr
+            assert "not yet delivered" not in done.stderr
+        (site,) = served.status()["sites"]
+    assert site["records"] == 4 * 3
+
+
+def test_an_outbox_that_the_daemon_refuses_keeps_no_other_waiting(
+    daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    folder = tmp_path / "left"
+    with daemon(limits={"runs": 1}) as served:
+        with zmqtrack.init("e", "welcome", "s", served.address, spool_dir=folder):
+            pass
+        for name in ("welcome", *4 * ["one too many"], "welcome", "welcome"):
+            key = RunKey("e", name, "s")
+            with closing(Spool.create(folder, key, served.address)) as spool:
+                body = wire.encode_body([Record("m", 1.0, 1, 1.0)])
+                header = wire.encode_header(wire.Header(spool.stream, 1, key, 1))
+                spool.append([Outgoing(1, "metric", 1, header, body)])
+        zmqtrack.init("e", "welcome", "s", served.address, spool_dir=folder).finish(
+            timeout=PATIENCE
+        )
+        (site,) = served.status()["sites"]
+    assert site["records"] == 2 + 3 + 2
+    assert len(list(folder.glob("*.spool"))) == 4
+
+
+def test_the_highest_step_is_shown_though_other_records_have_none(
+    daemon: Callable[..., Daemon],
+) -> None:
+    with daemon() as served:
+        with zmqtrack.init("e", "r", "s", served.address) as run:
+            for step in range(100):
+                run.log_metric("loss", 1.0, step=step)
+            run.flush()
+            run.log_metric("val/loss", 1.0, step=3)  # of the epoch
+            run.log_text("note", "done")
+        (site,) = served.status()["sites"]
+    assert site["step"] == 99
 
 
 def test_text_that_is_not_valid_unicode_still_arrives(run: Run, tmp_path: Path) -> None:

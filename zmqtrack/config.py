@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -100,7 +101,7 @@ Duration = Annotated[
     float, BeforeValidator(_duration), _written("number", re.compile(f"0|{_DURATION.pattern}"))
 ]
 Size = Annotated[int, BeforeValidator(_size), _written("integer", _SIZE)]
-Address = Annotated[str, BeforeValidator(check_address)]
+Address = Annotated[str, BeforeValidator(partial(check_address, to_bind=True))]
 HostPort = Annotated[str, BeforeValidator(_host_port)]
 Topic = Annotated[str, BeforeValidator(check_type)]
 Name = Annotated[str, BeforeValidator(_adapter_name)]

@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import itertools
 import os
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,11 @@ __all__ = [
 ]
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
+
+#: Host and port, and nothing behind them.
+_TCP = re.compile(r"tcp://(\[[\w:.%]+\]|\*|\w[\w.-]*):([0-9]{1,5})")
+#: The kernel has room for so many bytes of a local socket's path.
+LONGEST_PATH = 107
 
 #: Requests that are sent again while no answer comes, each so many seconds.
 REPEATABLE = frozenset({"hello", "status", "replay", "drain", "dlq", "dlq_fetch"})
@@ -101,21 +107,24 @@ def _socket(kind: int, hwm: int, key: Key | None) -> zmq.Socket[bytes]:
     return socket
 
 
-def check_address(address: object) -> str:
-    """Return ``address`` if it is one of ZeroMQ's over TCP or a local socket.
+def check_address(address: object, *, to_bind: bool = False) -> str:
+    """Return ``address`` if ZeroMQ can connect to it, or bind it, over TCP or a local socket.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not one.
     """
+    why = ""
     if isinstance(address, str):
-        parts = urlsplit(address)
-        host, _, port = parts.netloc.rpartition(":")
-        if parts.scheme == "ipc" and (parts.netloc + parts.path).strip("/"):
-            return address
-        if parts.scheme == "tcp" and host and port.isdigit() and int(port) < 65536:
-            return address
+        if address.startswith("ipc://") and address[6:].strip("/"):
+            if len(address[6:].encode()) <= LONGEST_PATH:
+                return address
+            why = f": a local socket's path has {LONGEST_PATH} bytes at most"
+        elif tcp := _TCP.fullmatch(address):
+            host, port = tcp[1], int(tcp[2])
+            if port < 65536 and len(host) < 256 and (to_bind or (host != "*" and port)):
+                return address
     raise ValueError(
-        f"{address!r:.200} is no address; write for example tcp://127.0.0.1:5555 or "
+        f"{address!r:.200} is no address{why}; write for example tcp://127.0.0.1:5555 or "
         "ipc:///run/zmqtrack/control"
     )
 

@@ -26,6 +26,8 @@ WINDOW_BYTES = 16 << 20
 #: anew, and its answer says from where to go on.
 PATIENCE = 1.0
 PATIENCE_MAX = 8.0
+#: Refusals of a greeting that pass by themselves.
+PASSING = frozenset({"busy", "over_rate"})
 #: Longest that a daemon can make us wait for its rate limit, in seconds, before it is asked anew.
 SLOW_MAX = 60.0
 
@@ -51,7 +53,8 @@ class Link:
         self._window_bytes = WINDOW_BYTES  # the daemon may allow less
         self._slow_until = 0.0  # it asked us to wait so long
         self._probing = False  # and then to try with one batch
-        #: Say now and then that the writer lives, with the step and time of what it logged last.
+        #: Say now and then that the writer lives, with its highest step, as far as that was
+        #: looked at, and the time of what it logged last.
         self.beats = False
         self.step: int | None = None
         self.clock = 0.0
@@ -66,6 +69,11 @@ class Link:
     def done(self) -> bool:
         """All that is in the spool has been acknowledged."""
         return self.spool.acked >= self.spool.last
+
+    @property
+    def refused(self) -> bool:
+        """The daemon does not take this stream, and no waiting changes that."""
+        return self._refused is not None and self._refused not in PASSING
 
     @property
     def control(self) -> zmq.Socket[bytes]:

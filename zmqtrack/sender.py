@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import logging
 import os
+import resource
 import sqlite3
 import threading
 import time
@@ -44,6 +45,9 @@ DOZE = 1.0
 
 #: Packed bytes that the disk refused, at which nothing more is taken out of the buffer.
 UNSPOOLED_BYTES = 32 << 20
+
+#: Files that a process may still open before a connection is made.
+FILES = 24
 
 #: Between two looks for outboxes that crashed processes left, in seconds.
 ADOPT_INTERVAL = 30.0
@@ -97,7 +101,12 @@ class Sender(threading.Thread):
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
-        self._links: list[Link] = []
+        self._own: Link | None = None  # once it could be made
+        self._step: int | None = None  # the highest that was noticed
+        self._clock = 0.0  # of what was logged last
+        self._links: list[Link] = []  # it, and that of an adopted outbox
+        self._unwanted: set[Path] = set()  # outboxes that the daemon has refused
+        self._losses: collections.Counter[str] = collections.Counter()  # taken out of `lost`
 
     # --- called from other threads ----------------------------------------------------------
 
@@ -138,16 +147,13 @@ class Sender(threading.Thread):
     _remaining = 0
 
     def run(self) -> None:
-        own = Link(self._spool, self._spool.address, self._key)
-        self._links = [own]
-        own.beats = True
         try:
             while True:
                 deadline = self._deadline  # read first: nothing is logged after it is set
-                if self._last is not None:
-                    own.beat_last()
+                if self._last is not None and self._own:
+                    self._own.beat_last()
                 try:
-                    self._turn(own)
+                    self._turn()
                 except Exception:
                     log.exception("zmqtrack: a turn of the sender failed; going on")
                     time.sleep(1.0)
@@ -157,9 +163,7 @@ class Sender(threading.Thread):
                     self._last = None
                     self.wake()
                     continue
-                if deadline is not None and (
-                    self._has_sent_all(own) or time.monotonic() >= deadline
-                ):
+                if deadline is not None and (self._has_sent_all() or time.monotonic() >= deadline):
                     break
         finally:
             if _adopters.get(self._place) is self:
@@ -176,21 +180,24 @@ class Sender(threading.Thread):
             for link in self._links:
                 link.close()
                 link.spool.close()
+            if self._own is None:
+                self._spool.close()
             write, self._wake_write = self._wake_write, -1
             os.close(self._wake_read)
             os.close(write)
 
-    def _has_sent_all(self, own: Link) -> bool:
+    def _has_sent_all(self) -> bool:
         """Also what earlier processes left: short runs would never get to it otherwise."""
         adopts = _adopters.get(self._place) is self
         busy = adopts and (len(self._links) > 1 or self._adopt_due == 0.0)
         waiting = self._unspooled or self._buffer or (self._egress and self._egress.pending)
-        return own.done and not waiting and not busy
+        return self._spool.acked >= self._spool.last and not waiting and not busy
 
-    def _turn(self, own: Link) -> None:
+    def _turn(self) -> None:
         """Buffer → batches → spool → push; the loop's body."""
         self._wait()
         self._note(len(self._buffer))
+        self._losses.update(self.lost.popleft() for _ in range(len(self.lost)))
         flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
         room = sum(len(body) for _, _, body in self._unspooled) < UNSPOOLED_BYTES
         room = room and not (self._egress and self._egress.pending)
@@ -201,10 +208,15 @@ class Sender(threading.Thread):
                 event.set()
         else:
             self._flushes.extendleft(reversed(flushes))
-        self._adopt()
+        if self._own is None:
+            self._connect()
+        else:
+            self._adopt()
+        if self._own:
+            self._own.step, self._own.clock = self._step, self._clock
         for link in self._links:
             link.pump()
-        self._release(own)
+        self._release()
 
     def _wait(self) -> None:
         """Until an answer comes, somebody wakes us, or the flush interval has passed."""
@@ -235,22 +247,24 @@ class Sender(threading.Thread):
         self._note(len(entries))
         if self._egress:
             entries = self._egress.sift(entries)
-        if entries and self._links:
-            _, _, step, self._links[0].clock, _ = entries[-1]
-            self._links[0].step = self._links[0].step if step is None else step
+        if entries:
+            self._clock = entries[-1][3]
+            step = next((entry[2] for entry in reversed(entries) if entry[2] is not None), None)
+            if step is not None and (self._step is None or step > self._step):
+                self._step = step
         groups: dict[str, list[Entry]] = {}
         if len({entry[4] for entry in entries}) == 1:  # the usual case: nothing but metrics
             groups[entries[0][4]] = entries
         else:
             for entry in entries:
                 groups.setdefault(entry[4], []).append(entry)
-        if self.lost:
+        if self._losses:
             # What could not be kept is told in its place, so that the daemon can count it.
-            lost = collections.Counter(self.lost.popleft() for _ in range(len(self.lost)))
             groups.setdefault("lost", []).extend(
-                (reason, n, None, time.time(), "lost") for reason, n in lost.items()
+                (reason, n, None, time.time(), "lost") for reason, n in self._losses.items()
             )
-        sizes = self._links[0].sizes if self._links else {}
+            self._losses.clear()
+        sizes = self._own.sizes if self._own else {}
         batches = []
         for data_type, records in groups.items():
             if limit := sizes.get(data_type):  # what the daemon will refuse goes by itself
@@ -330,15 +344,28 @@ class Sender(threading.Thread):
             self.stuck = bool(self._unspooled)
         return True
 
+    def _connect(self) -> None:
+        """What is logged is on disk already, and stays there while this cannot be done."""
+        if not _has_files_left():
+            self._say_once("files", "too few files may be opened: records are kept here until then")
+            return
+        try:
+            self._own = Link(self._spool, self._spool.address, self._key)
+        except zmq.ZMQError as error:
+            self._say_once("connect", f"cannot connect to {self._spool.address}: {error}; trying")
+            return
+        self._own.beats = True
+        self._links.insert(0, self._own)
+
     def _adopt(self) -> None:
         """Take over one outbox that an earlier process left, if there is one."""
-        if time.monotonic() < self._adopt_due or len(self._links) > 1:
+        if time.monotonic() < self._adopt_due or len(self._links) > 1 or not _has_files_left():
             return
         if _adopters.setdefault(self._place, self) is not self:
             return
         self._adopt_due = time.monotonic() + ADOPT_INTERVAL
         for path in orphans(self._spool.path.parent):
-            if path == self._spool.path:
+            if path == self._spool.path or path in self._unwanted:
                 continue
             try:
                 spool = Spool.open(path)
@@ -356,9 +383,12 @@ class Sender(threading.Thread):
             self._links.append(Link(spool, self._spool.address, self._key))
             return
 
-    def _release(self, own: Link) -> None:
-        """Let go of adopted outboxes that are empty, and look for the next one."""
-        for link in [link for link in self._links if link is not own and link.done]:
+    def _release(self) -> None:
+        """Let go of adopted outboxes that are empty, or refused, and look for the next one."""
+        adopted = [link for link in self._links if link is not self._own]
+        for link in [link for link in adopted if link.done or link.refused]:
+            if not link.done:
+                self._unwanted.add(link.spool.path)  # the others must not wait behind it
             link.close()
             link.spool.close()
             self._links.remove(link)
@@ -371,14 +401,21 @@ class Sender(threading.Thread):
 
     def abandon(self) -> None:
         """In a forked child, where this thread does not exist: leave the parent's things alone."""
-        for link in self._links:
-            link.spool.abandon()
+        for spool in {self._spool, *(link.spool for link in self._links)}:
+            spool.abandon()
         if self._egress:
             self._egress.abandon()
-        if not self._links:
-            self._spool.abandon()
         os.close(self._wake_read)
         os.close(self._wake_write)
+
+
+def _has_files_left() -> bool:
+    """Whether ZeroMQ can open what it needs: where it cannot, it ends the process."""
+    try:
+        opened = sum(1 for _ in Path("/dev/fd").iterdir())
+        return opened + FILES <= resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except OSError:
+        return False
 
 
 def _size(value: Any) -> int:

@@ -59,7 +59,7 @@ def _told() -> Iterator[None]:
 
 def _reachable(address: str) -> str:
     """An address that a site can connect to, unlike one that a daemon listens at."""
-    check_address(address)
+    check_address(address, to_bind=True)
     if urlsplit(address).netloc.rpartition(":")[0] in ("*", "0.0.0.0", "[::]"):
         raise ValueError(
             f"{address} names no machine: write the name under which sites reach the daemon"

@@ -9,7 +9,7 @@ from typing import Any
 import zmq
 
 from ..control import check_address
-from ..errors import SpoolError
+from ..errors import ControlError, SpoolError
 from ..keys import Key
 from ..link import Link
 from ..spool import Spool, default_directory, orphans
@@ -42,10 +42,14 @@ def find(directory: Path | None) -> list[dict[str, Any]]:
 def send(
     directory: Path | None, timeout: float, address: str | None, key: Key | None = None
 ) -> tuple[int, int]:
-    """Deliver what can be opened; returns (records delivered, records left)."""
+    """Deliver what can be opened; returns (records delivered, records left).
+
+    Raises:
+        ControlError: of an outbox that was damaged nobody knows where it should go.
+    """
     if address is not None:
         check_address(address)
-    links = []
+    links, nameless = [], []
     for path in orphans(directory or default_directory()):
         try:
             spool = Spool.open(path)
@@ -56,6 +60,10 @@ def send(
             continue
         if key and spool.run.site != key.name:
             spool.close()  # it takes that site's key
+            continue
+        if not (address or spool.address):
+            nameless.append(path)  # the others go first
+            spool.close()
             continue
         links.append(Link(spool, address or spool.address, key))
     waiting = sum(link.spool.pending() for link in links)
@@ -70,4 +78,10 @@ def send(
     for link in links:
         link.close()
         link.spool.close()
+    if nameless:
+        raise ControlError(
+            "no_address",
+            f"{nameless[0]} was damaged and no longer says to which daemon it goes: name it with "
+            f"--address ({len(nameless)} such; {waiting - left} records of others were sent)",
+        )
     return waiting - left, left
