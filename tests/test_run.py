@@ -225,6 +225,13 @@ def test_an_address_that_is_one_is_taken_as_it_is(address: str) -> None:
     assert check_address("tcp://*:0", to_bind=True) == "tcp://*:0"
 
 
+@pytest.mark.parametrize("config", [[1], "lr", {"": 1}, {7: 1}])
+def test_a_config_that_is_none_begins_no_run(nobody: str, tmp_path: Path, config: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"config maps names|key must"):
+        zmqtrack.init("e", "r", "s", nobody, config=config)
+    assert not list(tmp_path.glob("spool/*.spool"))
+
+
 def test_a_process_that_may_open_no_more_files_logs_to_its_disk_and_sends_later(
     daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:

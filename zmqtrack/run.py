@@ -129,6 +129,10 @@ def init(
         raise ValueError(f"codec {codec!r} is unknown; known are {', '.join(wire.CODECS)}")
     if keep not in ("newest", "oldest"):
         raise ValueError(f"keep is {keep!r}; it may be 'newest' or 'oldest'")
+    if config is not None and not isinstance(config, Mapping):
+        raise TypeError(f"config maps names to values; it may not be a {type(config).__name__}")
+    for name in config or ():
+        check_name("key", name, MAX_KEY)
     policy_file = environ("ZMQTRACK_EGRESS") if egress is None else egress
     policy = None
     if policy_file is not None:
@@ -395,7 +399,7 @@ class Run:
             print(
                 f"zmqtrack: {left} records of run {self.key.run!r} (site {self.key.site!r}) are "
                 f"not yet delivered to {self.address}; they are kept in {self._spool_dir} and "
-                "the next run on this machine sends them",
+                "the next run on this machine sends them; `zmqtrack doctor` looks for the reason",
                 file=sys.stderr,
             )
 
