@@ -462,9 +462,12 @@ def test_a_user_needs_no_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert f'\nExecStart={program} --config "{config}"\n' in unit
     assert "DynamicUser" not in unit
     state = home / ".local/state/zmqtrack"
+    assert f"\nWorkingDirectory=-{state}\n" in unit and state.is_dir()
     assert load(config).config.daemon.state_dir == state
     checked = subprocess.run([program, "--check", "--config", config], timeout=PATIENCE)
     assert checked.returncode == 0
+    # As under su and cron: the system's own /run/systemd is not the user's.
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     done = service("uninstall", "--user")
     assert f"left: the configuration in {config.parent}" in done.output
     assert config.exists()

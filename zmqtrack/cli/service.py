@@ -147,6 +147,8 @@ def _units(user: bool, program: Path, python: Path, config: Path) -> dict[str, s
             ("%E/zmqtrack/zmqtrack.yaml", config / "zmqtrack.yaml"),
         ):
             text = text.replace(shipped, _in_unit(real))
+        state = str(_Places.of(user).state).replace("%", "%%")
+        text = text.replace("%h/.local/state/zmqtrack", state)
         texts[name] = text + _stamp(text)
     return texts
 
@@ -165,7 +167,9 @@ def _configure(places: _Places, user: bool, root: Path | None) -> None:
     # Keys: who may come in is read by the service itself; the daemon's own key is handed to it.
     for each in (folder, folder / "adapters.d", folder / "keys", folder / "keys/clients"):
         _make(each, mode)
-    if not user:
+    if user:
+        _make(_below(root, places.state), mode)
+    else:
         _make(folder / "adapters", 0o700)
         _make(folder / "secrets", 0o700)
     if file.exists():
@@ -284,11 +288,13 @@ def _xdg(variable: str, default: str) -> Path:
 
 def _systemctl(user: bool, *arguments: str) -> None:
     """Where systemd runs; nothing is removed of a service that it cannot stop."""
-    running = Path(os.environ.get("XDG_RUNTIME_DIR", "/run")) if user else Path("/run")
-    if not (running / "systemd").is_dir() or shutil.which("systemctl") is None:
+    # The variable is missing under su and cron.
+    own = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    if not Path(own if user else "/run", "systemd").is_dir() or shutil.which("systemctl") is None:
         return
     command = ["systemctl", *(["--user"] if user else []), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    env = {**os.environ, "XDG_RUNTIME_DIR": own} if user else None
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode and "not loaded" not in done.stderr:
         _fail(f"{' '.join(command)}: {done.stderr.strip()}")
 
