@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 import zmqtrack
 from harness import Daemon, jsonl, read_jsonl
 from zmqtrack import wire
@@ -90,6 +92,26 @@ def test_spool_send_names_an_outbox_that_no_longer_says_where_it_goes_and_sends_
             "spool", "send", "--dir", str(tmp_path / "left"), "-a", served.address
         )
         assert done.returncode == 0 and "1 records delivered, 0 left" in done.stdout
+
+
+def test_spool_list_and_send_say_where_they_look_and_that_they_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, told in (
+        ("empty", f"nothing waits in {tmp_path}/empty\n"),
+        ("none", f"nothing waits here: there is no folder {tmp_path}/none\n"),
+    ):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        monkeypatch.setenv("ZMQTRACK_SPOOL_DIR", str(tmp_path / name))
+        assert zmqtrack_command("spool", "list").stdout == told
+    (tmp_path / "file").touch()  # as a folder that may not be read, which root may
+    monkeypatch.setenv("ZMQTRACK_SPOOL_DIR", str(tmp_path / "file"))
+    for command in ("list", "send"):
+        done = zmqtrack_command("spool", command)
+        assert done.returncode == 1
+        assert (
+            done.stderr == f"{tmp_path}/file: the outboxes cannot be looked at: Not a directory\n"
+        )
 
 
 def test_spool_list_shows_and_spool_send_delivers_what_was_left(

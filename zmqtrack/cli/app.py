@@ -199,11 +199,14 @@ def spool_list(directory: SpoolDir = None, as_json: AsJSON = False) -> None:
 
     Example:  zmqtrack spool list
     """
-    found = spools.find(directory)
+    try:
+        found, place = spools.find(directory), spools.folder(directory)
+    except ZMQTrackError as error:
+        _fail(str(error))
     if as_json:
         _print_json(found)
     else:
-        show.spools(found)
+        show.spools(found, place)
 
 
 @spool_app.command("send")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -137,9 +138,10 @@ def reloaded(facts: dict[str, list[str]]) -> None:
         console.print("read again: nothing has changed")
 
 
-def spools(found: list[dict[str, Any]]) -> None:
+def spools(found: list[dict[str, Any]], folder: Path) -> None:
     if not found:
-        console.print("nothing waits on this machine")
+        where = f"in {folder}" if folder.exists() else f"here: there is no folder {folder}"
+        console.print(f"nothing waits {where}", soft_wrap=True)
         return
     table = Table("stream", "experiment", "run", "site", "records", "bytes", "for", box=None)
     found = clean(found)

@@ -14,13 +14,33 @@ from ..keys import Key
 from ..link import Link
 from ..spool import Spool, default_directory, orphans
 
-__all__ = ["find", "send"]
+__all__ = ["find", "folder", "send"]
+
+
+def folder(directory: Path | None) -> Path:
+    """Where to look: ``directory``, or where writers keep theirs. It need not be there.
+
+    Raises:
+        SpoolError: it cannot be looked into.
+    """
+    place = directory or default_directory()
+    try:
+        next(place.iterdir(), None)
+    except FileNotFoundError:
+        pass  # nobody has logged yet
+    except OSError as error:
+        raise SpoolError(f"{place}: the outboxes cannot be looked at: {error.strerror}") from error
+    return place
 
 
 def find(directory: Path | None) -> list[dict[str, Any]]:
-    """Facts about each outbox in the folder, those in use and damaged ones included."""
+    """Facts about each outbox in the folder, those in use and damaged ones included.
+
+    Raises:
+        SpoolError: it cannot be looked into.
+    """
     found = []
-    for path in orphans(directory or default_directory()):
+    for path in orphans(folder(directory)):
         facts: dict[str, Any] = {"path": str(path), "stream": path.stem}
         try:
             spool = Spool.open(path)
@@ -45,12 +65,13 @@ def send(
     """Deliver what can be opened; returns (records delivered, records left).
 
     Raises:
+        SpoolError: the folder cannot be looked into.
         ControlError: of an outbox that was damaged nobody knows where it should go.
     """
     if address is not None:
         check_address(address)
     links, nameless = [], []
-    for path in orphans(directory or default_directory()):
+    for path in orphans(folder(directory)):
         try:
             spool = Spool.open(path)
         except SpoolError:
