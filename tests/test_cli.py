@@ -59,6 +59,22 @@ def test_status_and_drain_tell_what_is_where(daemon: Make, tmp_path: Path) -> No
     assert facts["losses"] == []
 
 
+def test_no_name_is_cut_off_in_a_pipe_and_any_encoding_will_do(
+    daemon: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "run-" + "long-" * 30
+    with daemon() as served:
+        with zmqtrack.init("é", name, "s", served.address):
+            pass
+        monkeypatch.delenv("COLUMNS", raising=False)
+        monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+        for command in (["status"], ["top", "--once"]):
+            done = zmqtrack_command(*command, "-a", served.address)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert "\\xe9" in done.stdout
+            assert name in done.stdout or command != ["status"]
+
+
 def test_without_a_daemon_a_command_says_so_in_one_line(nobody: str) -> None:
     done = zmqtrack_command("drain", "--address", nobody, "--timeout", "0.3")
     assert done.returncode == 1

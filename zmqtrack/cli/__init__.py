@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 
@@ -35,8 +36,12 @@ def _command() -> int:
     try:
         from .app import app
     except ImportError as error:
-        print(f"zmqtrack's commands need {error.name}: pip install 'zmqtrack[daemon]'")
+        hint = f"zmqtrack's commands need {error.name}: pip install 'zmqtrack[daemon]'"
+        print(hint, file=sys.stderr)
         return 1
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names come from anywhere
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="zmqtrack")
     except SystemExit as ended:

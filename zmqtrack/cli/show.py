@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,10 @@ __all__ = [
     "status",
 ]
 
-#: Names and reasons come from anywhere: what looks like markup in them is none.
-console = Console(highlight=False, markup=False)
+#: Names and reasons come from anywhere: what looks like markup in them is none. In a pipe nothing
+#: is cut off: who reads there looks for names.
+WIDE = None if sys.stdout is None or sys.stdout.isatty() or "COLUMNS" in os.environ else 1000
+console = Console(highlight=False, markup=False, width=WIDE)
 
 #: Colours by the state of an adapter; of a site. All others are red.
 COLOURS = {"running": "green", "starting": "yellow", "retrying": "yellow"}
