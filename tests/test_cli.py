@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,6 +58,24 @@ def test_status_and_drain_tell_what_is_where(daemon: Make, tmp_path: Path) -> No
     assert facts["adapters"]["jsonl"]["lag"] == 0
     assert facts["adapters"]["jsonl"]["counters"]["delivered"] == 12
     assert facts["losses"] == []
+
+
+def test_a_drain_that_takes_too_long_names_who_is_behind_and_why(
+    daemon: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    adapters = [jsonl(tmp_path / "out"), {**jsonl(tmp_path / "file" / "out"), "name": "stuck"}]
+    with daemon(adapters) as served:
+        with zmqtrack.init("e", "r", "s", served.address):
+            pass
+        while served.status()["adapters"]["stuck"]["state"] not in ("blocked", "retrying"):
+            pass
+        done = zmqtrack_command("drain", "-a", served.address, "--timeout", "1")
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"not all is delivered after 1 s: stuck is \d+ batches behind, \w+ \(.*File exists\)\n",
+        done.stderr,
+    )
 
 
 def test_no_name_is_cut_off_in_a_pipe_and_any_encoding_will_do(

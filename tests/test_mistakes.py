@@ -102,6 +102,8 @@ def test_a_key_file_that_is_none_is_named(files: dict[str, Path], kind: str, nob
         ("status -a tcp:/127.0.0.1:5555", 2, "'tcp:/127.0.0.1:5555' is no address"),
         ("drain -a tcp://127.0.0.1:99999", 2, "'tcp://127.0.0.1:99999' is no address"),
         ("spool send -a localhost", 2, "'localhost' is no address"),
+        ("dlq retry 99999999999999999999", 2, "less than or equal"),
+        ("dlq drop -- -1", 2, "greater than or equal to 1"),
         ("drain --timeout nan", 2, "nan is no number of seconds"),
         ("drain --timeout -1", 2, "-1 is no number of seconds"),
         ("check --timeout inf", 2, "inf is no number of seconds"),

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__, wire
-from ..errors import ZMQTrackError
+from ..errors import ControlError, ZMQTrackError
 from . import show, spools
 from .common import Address, AsJSON, KeyFile, Timeout, seconds, where
 from .common import daemon as _daemon
@@ -50,7 +50,10 @@ SpoolDir = Annotated[
     ),
 ]
 
-Ids = Annotated[list[int], typer.Argument(metavar="ID…", help="Numbers that `dlq list` shows.")]
+Ids = Annotated[
+    list[int],
+    typer.Argument(metavar="ID…", min=1, max=2**63 - 1, help="Numbers that `dlq list` shows."),
+]
 
 
 @app.callback()
@@ -161,7 +164,13 @@ def drain(
     Example:  zmqtrack drain --timeout 600
     """
     with _daemon(address, key) as client:
-        head = client.request("drain", timeout=timeout)["head"]
+        try:
+            head = client.request("drain", timeout=timeout)["head"]
+        except ControlError as error:
+            if error.reason != "timeout":
+                raise
+            adapters = client.request("status")["adapters"]
+            _fail(f"not all is delivered after {timeout:g} s: {show.behind(adapters) or error}")
     if as_json:
         _print_json({"head": head})
     else:

@@ -119,6 +119,16 @@ def status(facts: dict[str, Any]) -> None:
         console.print(table)
 
 
+def behind(adapters: dict[str, Any]) -> str:
+    """Which of them have not delivered all, and why."""
+    return "; ".join(
+        f"{name} is {facts['lag']} batches behind, {facts['state']}"
+        + (f" ({facts['detail']})" if facts.get("detail") else "")
+        for name, facts in clean(adapters).items()
+        if facts["lag"] and facts["state"] != "removed" and ":" not in name
+    )
+
+
 #: What a reload tells, and how it is called.
 RELOAD = {
     "problems": "problems",
