@@ -63,6 +63,7 @@ class Control:
             "dlq_retry": ("operator", self._dlq_retry),
             "dlq_drop": ("operator", self._dlq_drop),
             "reload": ("operator", self._reload),
+            "forget": ("operator", self._forget),
             "probe": ("operator", self._probe),
         }
 
@@ -468,6 +469,26 @@ class Control:
             )
             facts["spooled"] = life.spooled(stale)
         return list(found.values())
+
+    def _forget(self, identity: bytes, request: dict[str, Any]) -> None:
+        """An adapter that is no longer configured will not come back: drop its cursor."""
+        name = check_name("name", request["name"])
+        if name in self._configured or name in self._leaving:
+            raise ControlError(
+                "in_use", f"adapter {name!r} is in use: take it out of the YAML, and reload"
+            )
+        if self._journal.cursor(name) is None:
+            raise ControlError("unknown_adapter", f"nothing is known of an adapter {name!r}")
+        if letters := self._journal.count_dead_letters().get(name):
+            raise ControlError(
+                "dead_letters",
+                f"{letters} dead letters of adapter {name!r} are kept: see `zmqtrack dlq list "
+                f"--adapter {name}`, and drop them first",
+            )
+        self._journal.drop_cursor(name)
+        self._adapters.pop(name, None)
+        self._retries.pop(name, None)
+        self._answer(identity, request, "done", after_commit=True)
 
     def _reload(self, identity: bytes, request: dict[str, Any]) -> None:
         """Answers when the configuration has been read again; that takes a second or so."""

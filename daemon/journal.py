@@ -335,6 +335,11 @@ class Journal:
             (name, *cursor[:3], msgpack.packb(cursor.counters), *cursor[4:]),
         )
 
+    def drop_cursor(self, name: str) -> None:
+        """Forget how far somebody has come; it counts after :meth:`commit`."""
+        self._begin()
+        self._db.execute("DELETE FROM cursor WHERE name = ?", (name,))
+
     def cursors(self) -> list[tuple[str, Cursor]]:
         names = [row[0] for row in self._db.execute("SELECT name FROM cursor ORDER BY name")]
         return [(name, cursor) for name in names if (cursor := self.cursor(name))]

@@ -138,6 +138,32 @@ def test_a_removed_adapter_delivers_what_was_logged_and_stops(served: Place) -> 
     assert values(second) == list(range(1000))
 
 
+def test_an_adapter_that_will_not_come_back_can_be_forgotten(served: Place) -> None:
+    served.add("second")
+    served.reload()
+    log(served, 0, 3)
+    served.drain()
+
+    def forget(name: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "zmqtrack.cli", "forget", name, "-a", served.address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        return done.returncode, done.stdout + done.stderr
+
+    code, told = forget("second")
+    assert code == 1 and "'second' is in use: take it out of the YAML, and reload" in told
+    served.remove("second")
+    served.reload()
+    wait_until(lambda: served.state("second") == "removed")
+    assert forget("second") == (0, "second is forgotten\n")
+    assert set(served.status()["adapters"]) == {"first"}
+    code, told = forget("second")
+    assert code == 1 and "nothing is known of an adapter 'second'" in told
+    served.add("second", options={"dir": str(served.folder / "again")})
+    served.reload()
+    served.drain()
+    assert values(served.folder / "again") == [0, 1, 2]  # from the beginning
+
+
 def test_an_adapter_that_comes_back_goes_on_where_it_was(served: Place) -> None:
     second = served.add("second")
     served.reload()

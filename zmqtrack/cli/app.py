@@ -149,6 +149,27 @@ def reload(
         raise typer.Exit(78)
 
 
+@app.command()
+def forget(
+    name: Annotated[str, typer.Argument(help="The adapter, or NAME:SUBSCRIBER with keys.")],
+    address: Address = None,
+    key: KeyFile = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Forget how far an adapter that is no longer configured had come.
+
+    Under the same name another one would begin from the beginning.
+
+    Example:  zmqtrack forget old-mlflow
+    """
+    with _daemon(address, key) as client:
+        client.request("forget", name=name)
+    if as_json:
+        _print_json({"forgotten": name})
+    else:
+        typer.echo(f"{name} is forgotten")
+
+
 app.command()(top)
 app.command()(tap)
 

@@ -35,7 +35,7 @@ WIDE = None if sys.stdout is None or sys.stdout.isatty() or "COLUMNS" in os.envi
 console = Console(highlight=False, markup=False, width=WIDE)
 
 #: Colours by the state of an adapter; of a site. All others are red.
-COLOURS = {"running": "green", "starting": "yellow", "retrying": "yellow"}
+COLOURS = {"running": "green", "starting": "yellow", "retrying": "yellow", "removed": "dim"}
 SITE_COLOURS = {"active": "green", "stale": "yellow", "ended": "dim"}
 
 
