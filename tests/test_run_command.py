@@ -25,6 +25,7 @@ import pytest
 import yaml
 
 from harness import PATIENCE, jsonl, read_jsonl
+from zmqtrack.cli import results
 
 ROOT = Path(__file__).parent.parent
 ZMQTRACK = [sys.executable, "-m", "zmqtrack.cli"]
@@ -428,6 +429,92 @@ def test_what_a_launch_leaves_that_is_killed_itself_the_next_one_delivers(place:
     ), err
     assert place.steps() == list(range(101)) and place.end() == ["finished"]
     place.assert_clean()
+
+
+@pytest.fixture
+def elsewhere(place: Place, tmp_path: Path) -> Place:
+    """Another project's folder, with trackers of the same names."""
+    made = Place(tmp_path / "elsewhere", place.sockets)
+    made.folder.mkdir()
+    made.configure([jsonl(Path("zmqtrack-out/jsonl"))])
+    return made
+
+
+def test_what_a_launch_left_is_delivered_to_its_own_folder_from_wherever_it_is_found(
+    place: Place, elsewhere: Place, tmp_path: Path
+) -> None:
+    """Two projects keep their state in one folder, and the launcher of the first is killed."""
+    state = ("--state", str(tmp_path / "state"))
+    script = place.script(
+        LOGS_ON.replace('"s"', '"s", exit_timeout=0.3').format(then="sys.stdin.readline()")
+        + "    run.log_metric('a', 100, 100)\n"
+    )
+    process = place.start(*state, "--", *script, stdin=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    daemon = place.daemon()
+    process.kill()
+    assert _soon(lambda: not daemon.is_running())
+    process.communicate("go on\n", timeout=PATIENCE)
+    assert _soon(lambda: not place.processes())
+    done = elsewhere.run(*state, "--", "true")
+    assert "delivered what an earlier launch had kept in " in done.stderr
+    assert place.steps() == list(range(101)) and place.end() == ["finished"]
+    assert not elsewhere.lines()
+    place.assert_clean()
+
+
+def test_a_launch_that_is_resumed_from_elsewhere_goes_on_in_its_own_folder_and_says_so(
+    place: Place, elsewhere: Place
+) -> None:
+    out = place.folder / "zmqtrack-out"
+    out.mkdir()
+    (out / "jsonl").write_text("in the way")
+    place.run("--timeout", "0.5", "--", *place.script(LOGS_ON.format(then="pass")))
+    (kept,) = place.launches()
+    (out / "jsonl").unlink()
+    done = elsewhere.run("--resume", str(kept))
+    assert done.returncode == 0, done.stderr
+    assert f"jsonl: 102 delivered, in {out / 'jsonl'}\n" in done.stderr
+    assert place.steps() == list(range(100)) and place.end() == ["finished"]
+    assert not elsewhere.lines()
+    place.assert_clean()
+
+
+def test_a_launch_whose_folder_is_gone_waits_until_one_says_where_to_deliver_it(
+    place: Place, elsewhere: Place, tmp_path: Path
+) -> None:
+    (place.folder / "zmqtrack-out").mkdir()
+    (place.folder / "zmqtrack-out" / "jsonl").write_text("in the way")
+    script = place.script(LOGS_ON.format(then="pass"))
+    place.run("--state", str(tmp_path / "state"), "--timeout", "0.5", "--", *script)
+    (kept,) = (tmp_path / "state" / "launches").iterdir()
+    shutil.rmtree(place.folder)
+    done = elsewhere.run("--resume", str(kept))
+    assert done.returncode == 1
+    assert f"{kept} was launched in {place.folder}, which is no longer there" in done.stderr
+    done = elsewhere.run("--resume", str(kept), "--config", "zmqtrack.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "jsonl: 102 delivered, in zmqtrack-out/jsonl\n" in done.stderr
+    assert elsewhere.steps() == list(range(100))
+    assert not kept.exists()
+
+
+def test_where_results_are_is_told_as_one_reaches_it_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    there = Path("/srv/train")
+
+    def told(name: str, cwd: Path) -> results.Place:
+        return results.place(results.tracker(name, Path("out")), cwd)
+
+    assert told("mlflow", tmp_path).where == "sqlite:///out/mlflow.db"
+    assert told("mlflow", there).where == "sqlite:////srv/train/out/mlflow.db"
+    assert told("tensorboard", there).look.endswith("--logdir /srv/train/out/tensorboard")
+    assert told("wandb", there).look == "wandb sync /srv/train/out/wandb/wandb/offline-run-*"
+    assert told("jsonl", tmp_path).where == "out/jsonl"
+    assert told("jsonl", there).where == "/srv/train/out/jsonl"
 
 
 def test_dead_letters_are_kept_and_can_be_looked_at_and_tried_again(place: Place) -> None:

@@ -493,7 +493,7 @@ def _facts(private: Private, status: dict[str, Any] | None) -> dict[str, Any]:
     for adapter in private.config.adapters:
         name = str(adapter.name)
         said = known.get(name, {})
-        place = results.place(adapter)
+        place = results.place(adapter, private.cwd)
         adapters[name] = {
             "type": adapter.type,
             "where": place.where,

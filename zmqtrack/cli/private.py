@@ -2,8 +2,8 @@
 
 Each launch has a folder and a daemon for itself, so that any number of them run side by side.
 The folder goes when all is delivered. What stays behind, also after a crash, has all that is
-needed to go on: configuration, journal, cursors and the writers' outboxes. Whoever holds its lock
-may do that.
+needed to go on: configuration, the working directory that its paths are relative to, journal,
+cursors and the writers' outboxes. Whoever holds its lock may do that.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ __all__ = ["OUT", "CannotServe", "Private", "leftovers"]
 
 #: Where results go if no configuration says otherwise.
 OUT = Path("zmqtrack-out")
+#: The working directory of the launch.
+CWD = "cwd"
 #: Its presence says that nothing but dead letters is left.
 DEAD_LETTERS = "dead-letters"
 EX_CONFIG = 78
@@ -75,8 +77,10 @@ def leftovers(state: Path) -> list[Path]:
 class Private:
     """Made by :meth:`create` or :meth:`open`, which hold its lock until :meth:`close`."""
 
-    def __init__(self, folder: Path, lock: int, config: Config) -> None:
+    def __init__(self, folder: Path, lock: int, config: Config, cwd: Path) -> None:
         self.folder = folder
+        #: Where its daemon runs: options that are paths are relative to it.
+        self.cwd = cwd
         self.config_file = folder / "zmqtrack.yaml"
         self.spool = folder / "spool"
         self.log = folder / "daemon.log"
@@ -102,7 +106,7 @@ class Private:
         folder = state.absolute() / "launches" / name
         try:
             _make(folder)
-            return cls(folder, _take(folder), config)
+            return cls(folder, _take(folder), config, _settle(folder))
         except OSError as error:
             raise CannotServe(
                 f"{error.filename or folder}: {error.strerror}; name a folder that can be "
@@ -111,7 +115,7 @@ class Private:
 
     @classmethod
     def open(cls, folder: Path, config: Config | None = None) -> Private:
-        """One that was left, with its own configuration or another.
+        """One that was left, with its own configuration or another, which is relative to here.
 
         Raises:
             CannotServe: it is in use, or none.
@@ -127,7 +131,9 @@ class Private:
             if sockets.name.startswith("zmqtrack-run-"):  # its owner was killed
                 shutil.rmtree(sockets, ignore_errors=True)
             (folder / DEAD_LETTERS).unlink(missing_ok=True)
-            return cls(folder, lock, config or stored)
+            if config is not None:
+                return cls(folder, lock, config, _settle(folder))
+            return cls(folder, lock, stored, Path(os.fsdecode((folder / CWD).read_bytes())))
         except BlockingIOError:
             raise CannotServe(f"{folder} is in use by another launch") from None
         except OSError as error:
@@ -189,8 +195,17 @@ class Private:
         )
 
     def start(self, verbose: bool = False) -> None:
-        """Start it; it is :attr:`ready` a moment later."""
+        """Start it; it is :attr:`ready` a moment later.
+
+        Raises:
+            CannotServe: the folder in which it was first started is gone.
+        """
         self._verbose = verbose
+        if not self.cwd.is_dir():
+            raise CannotServe(
+                f"{self.folder} was launched in {self.cwd}, which is no longer there: make that "
+                "folder again, or deliver it to paths below this one with --resume and --config"
+            )
         self._told.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -198,6 +213,7 @@ class Private:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=None if verbose else log,
+                cwd=self.cwd,
                 start_new_session=True,  # Ctrl-C is the training's
                 pass_fds=(self._lock,),  # in use as long as one of us lives
             )
@@ -324,6 +340,13 @@ def _make(folder: Path, attempts: int = 20) -> None:
         if not attempts:
             raise
         _make(folder, attempts - 1)
+
+
+def _settle(folder: Path) -> Path:
+    """Keep in which folder we are, before a configuration says that there is something to do."""
+    cwd = Path.cwd()
+    (folder / CWD).write_bytes(os.fsencode(cwd))
+    return cwd
 
 
 def _take(folder: Path) -> int:

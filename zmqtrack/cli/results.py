@@ -46,24 +46,33 @@ def tracker(name: str, out: Path) -> AdapterConfig:
     return AdapterConfig.model_validate({"type": name, "options": options})
 
 
-def place(adapter: AdapterConfig) -> Place:
+def place(adapter: AdapterConfig, cwd: Path) -> Place:
+    """Of an adapter of a daemon that runs in ``cwd``, as one calls it from here."""
     options = adapter.options
     if adapter.type == "tensorboard":
-        logdir = str(options.get("logdir", ""))
+        logdir = _from_here(str(options.get("logdir", "")), cwd)
         # Its fast data server hides steps that repeat or go back.
         return Place(logdir, f"tensorboard --load_fast=false --logdir {shlex.quote(logdir)}")
     if adapter.type == "mlflow":
         uri = str(options.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI", ""))
+        if uri.startswith("sqlite"):
+            scheme, slashes, path = uri.partition(":///")
+            uri = scheme + slashes + _from_here(path, cwd)
         shown = without_userinfo(uri)
         local = not uri.startswith(("http://", "https://")) and shown == uri
         return Place(shown, f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if local else "")
     if adapter.type == "wandb":
-        folder = str(options.get("dir", "."))
+        folder = _from_here(str(options.get("dir", ".")), cwd)
         mode = options.get("mode") or os.environ.get("WANDB_MODE") or "online"
         if mode != "offline":
             return Place(f"{folder}, and uploaded ({mode})", "")
         # The pattern is for the shell.
         return Place(folder, f"wandb sync {shlex.quote(folder)}/wandb/offline-run-*")
     if adapter.type == "jsonl":
-        return Place(str(options.get("dir", "")), "")
+        return Place(_from_here(str(options.get("dir", "")), cwd), "")
     return Place("", "")
+
+
+def _from_here(path: str, cwd: Path) -> str:
+    """Relative paths stay short where that is right."""
+    return path if cwd == Path.cwd() else str(cwd / path)
