@@ -199,6 +199,21 @@ def test_a_signal_is_handed_on_and_what_was_logged_is_delivered(
     place.assert_clean()
 
 
+def test_the_exit_code_comes_back_where_the_parent_ignores_that_its_children_end(
+    place: Place,
+) -> None:
+    """As some supervisors do; who ignores SIGCHLD is told no exit code."""
+    ignoring = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+    ignoring += "os.execv(sys.executable, sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", ignoring, *ZMQTRACK, "run", "--json", "--", "sh", "-c", "exit 3"],
+        cwd=place.folder, env=place.env, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert json.loads(done.stderr)["exit_code"] == 3
+    place.assert_clean()
+
+
 class Terminal:
     """A process at a terminal of its own, in its foreground."""
 

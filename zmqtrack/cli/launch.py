@@ -190,6 +190,8 @@ class Signals:
         # What was ignored when we were started (nohup) stays so.
         heard = {number for number in HANDED_ON if signal.getsignal(number) != signal.SIG_IGN}
         self._heard = heard | {signal.SIGCHLD}
+        # Not this one, as of a parent that reaps nothing: exit codes would be lost, and be 0 to us.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, self._heard)
         return self
 
