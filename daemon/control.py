@@ -282,7 +282,7 @@ class Control:
             raise ValueError(f"{len(counters)} counters; at most {MAX_COUNTERS}")
         note, *letters = request["frames"]
         offset = _number(request["offset"])
-        retried = [_number(ident) for ident in request.get("retried") or ()]
+        retried = _ids(request.get("retried") or ())
         dead = [
             (check_type(data_type), _number(place), *parts)
             for (data_type, place), *parts in zip(
@@ -555,7 +555,7 @@ class Control:
         """Dead letters whole: two frames (header, body) each; the first ones, if they are large."""
         letters: list[DeadLetter] = []
         client: Client = request["client"]
-        for ident in sorted(_ids(request)):
+        for ident in sorted(_ids(request["ids"])):
             found = self._journal.dead_letters(ids=[ident])
             if "operator" not in client.roles and client is not ADAPTERS:
                 found = [each for each in found if self._is_own(each.adapter, client)]
@@ -575,7 +575,7 @@ class Control:
 
     def _dlq_retry(self, identity: bytes, request: dict[str, Any]) -> None:
         """Adapters try them again; what is in quarantine was never delivered, and goes to all."""
-        ids = _ids(request)
+        ids = _ids(request["ids"])
         letters = self._journal.dead_letters(ids=ids)
         held = [letter for letter in letters if letter.adapter == QUARANTINE]
         for letter in held:
@@ -585,7 +585,7 @@ class Control:
 
     def _dlq_drop(self, identity: bytes, request: dict[str, Any]) -> None:
         """Give dead letters up for good: they are counted as lost."""
-        ids = _ids(request)
+        ids = _ids(request["ids"])
         for letter in self._journal.dead_letters(ids=ids):
             header = wire.decode_header(letter.header)
             self._journal.count("dead_letter_dropped", header.run.site, header.count)
@@ -618,10 +618,11 @@ class Control:
         )
 
 
-def _ids(request: dict[str, Any]) -> list[int]:
-    if len(request["ids"]) > 1000:
+def _ids(numbers: Sequence[Any]) -> list[int]:
+    """Numbers of dead letters, no more than a statement of the database takes."""
+    if len(numbers) > 1000:
         raise ControlError("too_many", "at most 1000 dead letters at a time")
-    return [_number(ident) for ident in request["ids"]]
+    return [_number(ident) for ident in numbers]
 
 
 def _number(value: object, least: int = 0, most: int = MAX_INT) -> int:

@@ -76,6 +76,21 @@ def test_an_oversized_frame_is_lost_alone_and_its_neighbours_arrive(
     assert steps == [seq for seq in range(1, 151) if seq not in (75, 100)]
 
 
+def test_a_commit_with_too_many_retried_letters_is_refused_and_changes_nothing(
+    daemon: Make,
+) -> None:
+    """As many as SQLite takes in one statement depends on how it was built: 32,766, or fewer."""
+    with daemon() as served:
+        name = {"name": "mine:all"}
+        session = served.request("subscribe", start="now", **name)["session"]
+        commit = {**name, "session": session, "offset": 0, "frames": [b"note"], "dead": []}
+        with pytest.raises(ControlError, match="at most 1000 dead letters at a time"):
+            served.request("commit", counters={"a": 1}, retried=list(range(1001)), **commit)
+        assert served.status()["adapters"]["mine:all"]["counters"] == {}
+        served.request("commit", counters={"a": 1}, retried=list(range(1000)), **commit)
+        assert served.status()["adapters"]["mine:all"]["counters"] == {"a": 1}
+
+
 @pytest.mark.parametrize("codec", [wire.CODEC_PLAIN, wire.CODEC_ZSTD])
 @pytest.mark.parametrize(
     ("data_type", "good", "bad", "reason"),
