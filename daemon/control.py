@@ -6,8 +6,11 @@ import math
 import os
 import reprlib
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+
+import msgpack
 
 from zmqtrack import __version__, wire
 from zmqtrack.config import AdapterConfig
@@ -24,14 +27,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Control"]
 
-#: What one subscriber may leave behind here: cursors, and to each data types and counters.
-MAX_CURSORS, MAX_TYPES, MAX_COUNTERS = 20, 100, 200
+#: What one subscriber may leave behind here: cursors, and to each data types and counters, whose
+#: names have so many bytes together.
+MAX_CURSORS, MAX_TYPES, MAX_COUNTERS, MAX_COUNTER_BYTES = 20, 100, 200, 4096
 #: Most bytes in one page of a replay.
 PAGE_BYTES = 8 << 20
 #: Longest that a tracker is tried, in seconds.
 MAX_PROBE = 60
-#: Streams that a status tells of: with the longest names they fit into one message.
+#: Streams that a status tells of.
 STATUS_STREAMS = 1000
+#: Bytes that they and their runs, losses, and the sums of further losses may take of the one
+#: message that an answer is. The rest of it is for adapters.
+STREAM_BYTES, LOSS_BYTES, REST_BYTES = 250_000, 120_000, 30_000
+#: The site under which a status tells of losses that had no room.
+OTHERS = "(others)"
 
 
 class Control:
@@ -280,6 +289,9 @@ class Control:
         }
         if len(counters) > MAX_COUNTERS:
             raise ValueError(f"{len(counters)} counters; at most {MAX_COUNTERS}")
+        size = sum(len(counter.encode()) for counter in counters)
+        if ":" in name and size > MAX_COUNTER_BYTES:  # a subscriber's
+            raise ValueError(f"counters' names of {size} bytes; at most {MAX_COUNTER_BYTES}")
         note, *letters = request["frames"]
         offset = _number(request["offset"])
         retried = _ids(request.get("retried") or ())
@@ -392,12 +404,21 @@ class Control:
     # --- operators ----------------------------------------------------------------------------
 
     def _status(self, identity: bytes, request: dict[str, Any]) -> None:
-        self._answer(identity, request, "status", **self.facts())
+        facts = self.facts(STREAM_BYTES)
+        facts["losses"] = _that_fit(facts["losses"])
+        self._answer(identity, request, "status", **facts)
 
-    def facts(self) -> dict[str, Any]:
-        """All that a status tells; a few milliseconds' work."""
+    def facts(self, stream_bytes: int | None = None) -> dict[str, Any]:
+        """All that there is to tell; a few milliseconds' work.
+
+        Of streams and their runs what fits into ``stream_bytes``, each: those seen last.
+        """
         head = self._journal.head
         streams, total = self._journal.streams(STATUS_STREAMS)
+        if stream_bytes is not None:
+            last_first = sorted(streams, key=lambda item: -item[1].last_seen)
+            n = _how_many(map(_stream_facts, last_first), stream_bytes)
+            streams = sorted(last_first[:n], key=lambda item: item[1].first_seen)
         dead = self._journal.count_dead_letters()
         cursors = {name: Cursor(0, 0, b"", {}, 0.0) for name in self._configured}
         cursors |= dict(self._journal.cursors())
@@ -434,7 +455,7 @@ class Control:
             "quarantined": dead.get(QUARANTINE, 0),
             "adapters": adapters,
             "sites": self._sites(streams),
-            "streams": [{"stream": stream.hex(), **known._asdict()} for stream, known in streams],
+            "streams": list(map(_stream_facts, streams)),
             "streams_total": total,
             "losses": [
                 {"reason": reason, "site": site, "n": n}
@@ -639,6 +660,37 @@ def _check_letters(letters: list[tuple[Any, ...]]) -> None:
             wire.decode_header(header)
         except FrameError as error:
             raise ValueError(str(error)) from None
+
+
+def _stream_facts(item: tuple[bytes, Stream]) -> dict[str, Any]:
+    return {"stream": item[0].hex(), **item[1]._asdict()}
+
+
+def _how_many(facts: Iterable[Any], room: int) -> int:
+    """How many of the first of them fit into so many bytes."""
+    n = 0
+    for each in facts:
+        room -= len(msgpack.packb(each))
+        if room < 0:
+            break
+        n += 1
+    return n
+
+
+def _that_fit(losses: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The largest, and of each reason the sum of the others: all together they are as many."""
+    ordered = sorted(losses, key=lambda loss: -loss["n"])
+    told = ordered[: _how_many(ordered, LOSS_BYTES)]
+    sums: Counter[str] = Counter()
+    for loss in ordered[len(told) :]:
+        sums[loss["reason"]] += loss["n"]
+    rest: list[dict[str, Any]] = [
+        {"reason": reason, "site": OTHERS, "n": n} for reason, n in sums.most_common()
+    ]
+    n = _how_many(rest, REST_BYTES)
+    if n < len(rest):  # reasons may be writers' own words
+        rest[n:] = [{"reason": "other", "site": OTHERS, "n": sum(loss["n"] for loss in rest[n:])}]
+    return sorted(told, key=lambda loss: (loss["reason"], loss["site"])) + rest
 
 
 def _types(request: dict[str, Any]) -> list[str] | None:

@@ -91,6 +91,18 @@ def test_a_commit_with_too_many_retried_letters_is_refused_and_changes_nothing(
         assert served.status()["adapters"]["mine:all"]["counters"] == {"a": 1}
 
 
+def test_counters_of_a_subscriber_are_refused_beyond_so_many_bytes(daemon: Make) -> None:
+    with daemon() as served:
+        name = {"name": "mine:all"}
+        session = served.request("subscribe", start="now", **name)["session"]
+        commit = {**name, "session": session, "offset": 0, "frames": [b""], "dead": []}
+        fitting = {f"{n:0>200}": 1 for n in range(20)}
+        served.request("commit", counters=fitting, **commit)
+        with pytest.raises(ControlError, match="counters' names of 4200 bytes; at most 4096"):
+            served.request("commit", counters={f"{n:0>200}": 1 for n in range(21)}, **commit)
+        assert served.status()["adapters"]["mine:all"]["counters"] == fitting
+
+
 @pytest.mark.parametrize("codec", [wire.CODEC_PLAIN, wire.CODEC_ZSTD])
 @pytest.mark.parametrize(
     ("data_type", "good", "bad", "reason"),

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from zmqtrack.daemon import metrics, telemetry
+from zmqtrack.daemon.journal import Journal
 from zmqtrack.daemon.telemetry import Telemetry
 
 import zmqtrack
@@ -299,6 +301,34 @@ def test_it_is_not_ready_while_the_journal_is_full_and_is_again_when_there_is_ro
             wait_until(lambda: get(at(served), "/ready") == (200, "ready\n"))
             run.finish(timeout=PATIENCE)
         wait_until(lambda: scrape(at(served))("accepting") == 1)
+
+
+def test_a_status_fits_into_a_message_however_much_there_is_to_tell(daemon: Make) -> None:
+    """With the longest names; what has no room in it is summed up, and no loss is left out."""
+    served = daemon(telemetry="127.0.0.1:0")
+    served.state_dir.mkdir()
+    journal = Journal(served.state_dir)
+    for n in range(1500):
+        site = f"{n:0>250}"
+        journal.adopt(n.to_bytes(16, "big"), 1, ("e" * 250, "r" * 250, site), float(n))
+        for reason in ("too_large", "no_room", f"{n:~>250}"):
+            journal.count(reason, site, 1000 + n)
+    journal.commit()
+    journal.close()
+    total = sum(range(1000, 2500))
+    with served:
+        status = served.status()
+        shown = scrape(at(served))
+    assert shown("losses_total", reason="no_room") == total  # metrics are made of all there is
+    told: Counter[str] = Counter()
+    for loss in status["losses"]:
+        told[loss["reason"]] += loss["n"]
+    assert told["too_large"] == told["no_room"] == total and sum(told.values()) == 3 * total
+    assert {"reason": "no_room", "site": f"{1499:0>250}", "n": 2499} in status["losses"]
+    assert {loss["site"] for loss in status["losses"] if loss["n"] >= 2500} == {"(others)"}
+    sites = [each["site"] for each in status["sites"]]
+    assert sites == [f"{n:0>250}" for n in range(1500 - len(sites), 1500)] and len(sites) > 200
+    assert len(status["streams"]) == len(sites) and status["streams_total"] == 1500
 
 
 def test_a_loop_that_hangs_is_not_live_and_nobody_waits_for_it_for_ever(
