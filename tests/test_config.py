@@ -52,6 +52,32 @@ def _problems(tmp_path: Path, text: str) -> list[str]:
             "3: adapter jsonl: the name 'jsonl' is taken by",
         ),
         ("daemon:\n  max_body: huge\n", "2: daemon.max_body: 'huge' is no size; write"),
+        (
+            "daemon:\n  limits: {artifact: 99999999999GB}\n",
+            "2: daemon.limits.artifact: '99999999999GB' is too large; a size has less than 858",
+        ),
+        (
+            "daemon:\n  max_bytes: 9223372036854775808\n",
+            "2: daemon.max_bytes: 9223372036854775808 is too large; write 9223372036854775807",
+        ),
+        (
+            f"daemon:\n  limits: {{streams: {'9' * 400}}}\n",
+            f"2: daemon.limits.streams: {'9' * 40} is too large; write 9223372036854775807 at most",
+        ),
+        (
+            f"daemon:\n  max_bytes: {'9' * 400}GB\n",
+            f"2: daemon.max_bytes: '{'9' * 39} is too large",
+        ),
+        ("daemon:\n  lease: .inf\n", "2: daemon.lease: inf is too long; write 36500d at most"),
+        ("daemon:\n  lease: .nan\n", "2: daemon.lease: nan is no duration; write for example"),
+        (
+            f"adapters:\n  - type: jsonl\n    retry_max: {'9' * 400}\n",
+            f"3: adapters.0.retry_max: {'9' * 40} is too long; write 36500d at most",
+        ),
+        (
+            "daemon:\n  stop_timeout: 36501d\n",
+            "2: daemon.stop_timeout: '36501d' is too long; write 36500d at most",
+        ),
         ("daemon: [1]\n", "1: daemon: "),
         ("daemon: {\n", "2: not valid YAML"),
         ("daemon: {}\ndaemon: {}\n", "2: not valid YAML: the key 'daemon' stands twice"),

@@ -76,6 +76,24 @@ def test_an_oversized_frame_is_lost_alone_and_its_neighbours_arrive(
     assert steps == [seq for seq in range(1, 151) if seq not in (75, 100)]
 
 
+def test_the_largest_numbers_that_a_configuration_may_have_hold_up_nobody(
+    daemon: Make, tmp_path: Path
+) -> None:
+    most = 2**63 - 1
+    counts = dict.fromkeys(("batches_per_second", "streams", "runs", "keys"), most)
+    sizes = dict.fromkeys(("bytes_per_second", "text", "image", "artifact"), most)
+    ages = dict.fromkeys(("retain_time", "stop_timeout", "stale_after", "lease"), "36500d")
+    held = dict.fromkeys(("retain_bytes", "max_bytes", "dead_letter_bytes", "memory"), most)
+    adapter = jsonl(tmp_path / "out", retry_max="36500d")
+    with daemon([adapter], limits=counts | sizes, **ages, **held) as served:
+        run = zmqtrack.init("e", "r", "s", served.address)
+        run.log_metric("a", 1.0)
+        assert run.finish(timeout=PATIENCE) is None
+        served.drain()
+        assert served.status()["daemon"]["refused"] == {}
+    assert read_jsonl(tmp_path / "out", "e", "r", "s")
+
+
 def test_a_commit_with_too_many_retried_letters_is_refused_and_changes_nothing(
     daemon: Make,
 ) -> None:

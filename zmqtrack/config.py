@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -25,7 +26,7 @@ from pydantic import (
 
 from .control import DEFAULT_ADDRESS, check_address, is_local
 from .errors import ConfigError
-from .records import check_type
+from .records import MAX_INT, check_type
 
 __all__ = [
     "AdapterConfig",
@@ -40,6 +41,9 @@ __all__ = [
 #: Largest configuration file, and most values that its aliases may make of it.
 MAX_FILE = 1_000_000
 MAX_VALUES = 100_000
+
+#: Longest duration, in seconds: timers and clocks take no endless one.
+MAX_DURATION = 36_500 * 86400
 
 #: What stands between "://" and the last "@" before the path.
 _USERINFO = re.compile(r"(?<=://)[^\s/?#'\"<>]+(?=@)")
@@ -56,21 +60,35 @@ _BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
 def _duration(value: Any) -> float:
     if value == "0":
         return 0.0
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
-        return float(value)  # seconds
     match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
-    if match is None:
+    if match is not None:
+        seconds = float(match[1]) * _SECONDS[match[2]]
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+        seconds = value
+    else:
         raise ValueError(f"{value!r} is no duration; write for example 500ms, 1s, 5m, or 0")
-    return float(match[1]) * _SECONDS[match[2]]
+    if seconds > MAX_DURATION:
+        raise ValueError(f"{value!r:.40} is too long; write 36500d at most")
+    return float(seconds)
 
 
 def _size(value: Any) -> int:
     if type(value) is int and value >= 0:
-        return value
+        return _countable(value)
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         raise ValueError(f"{value!r} is no size; write for example 500MB or 2GiB")
-    return int(float(match[1]) * _BYTES[match[2]])
+    size = float(match[1]) * _BYTES[match[2]]
+    if size > MAX_INT:
+        raise ValueError(f"{value!r:.40} is too large; a size has less than 8589934592GiB")
+    return int(size)
+
+
+def _countable(value: int) -> int:
+    """As writers are told it, and as databases keep it: in 64 bits."""
+    if value > MAX_INT:
+        raise ValueError(f"{value!r:.40} is too large; write {MAX_INT} at most")
+    return value
 
 
 def _adapter_name(value: Any) -> str:
@@ -91,16 +109,22 @@ def _host_port(value: Any) -> str:
     return str(value)
 
 
-def _written(number: str, text: re.Pattern[str]) -> WithJsonSchema:
+def _written(number: str, most: int, text: re.Pattern[str]) -> WithJsonSchema:
     """For editors: a bare number, or text with a unit."""
-    forms = [{"type": number, "minimum": 0}, {"type": "string", "pattern": f"^(?:{text.pattern})$"}]
+    forms = [
+        {"type": number, "minimum": 0, "maximum": most},
+        {"type": "string", "pattern": f"^(?:{text.pattern})$"},
+    ]
     return WithJsonSchema({"anyOf": forms})
 
 
 Duration = Annotated[
-    float, BeforeValidator(_duration), _written("number", re.compile(f"0|{_DURATION.pattern}"))
+    float,
+    BeforeValidator(_duration),
+    _written("number", MAX_DURATION, re.compile(f"0|{_DURATION.pattern}")),
 ]
-Size = Annotated[int, BeforeValidator(_size), _written("integer", _SIZE)]
+Size = Annotated[int, BeforeValidator(_size), _written("integer", MAX_INT, _SIZE)]
+Count = Annotated[int, AfterValidator(_countable)]
 Address = Annotated[str, BeforeValidator(partial(check_address, to_bind=True))]
 HostPort = Annotated[str, BeforeValidator(_host_port)]
 Topic = Annotated[str, BeforeValidator(check_type)]
@@ -114,11 +138,11 @@ class _Section(BaseModel):
 class LimitsConfig(_Section):
     """What one site may do. Beyond a rate it is told to wait, and keeps its records until then."""
 
-    batches_per_second: int = Field(10_000, gt=0, description="Batches, over a second.")
+    batches_per_second: Count = Field(10_000, gt=0, description="Batches, over a second.")
     bytes_per_second: Size = Field(200_000_000, gt=0, description="Bytes, over a second.")
-    streams: int = Field(10_000, gt=0, description="Writers that are open at the same time.")
-    runs: int = Field(10_000, gt=0, description="Runs that it may ever have had.")
-    keys: int = Field(10_000, gt=0, description="Distinct keys of metrics in one run.")
+    streams: Count = Field(10_000, gt=0, description="Writers that are open at the same time.")
+    runs: Count = Field(10_000, gt=0, description="Runs that it may ever have had.")
+    keys: Count = Field(10_000, gt=0, description="Distinct keys of metrics in one run.")
     records: int = Field(10_000, gt=0, le=10_000, description="Records in one batch.")
     text: Size = Field(4 << 20, description="Largest text.")
     image: Size = Field(4 << 20, description="Largest image, as it is encoded.")
