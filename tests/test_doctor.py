@@ -23,6 +23,7 @@ import zmqtrack
 from harness import PATIENCE, Daemon, jsonl
 from keyed import Place, Site, batch
 from zmqtrack import keys, wire
+from zmqtrack.cli import findings
 from zmqtrack.control import ControlClient
 from zmqtrack.keyring import KeyRing
 
@@ -43,6 +44,9 @@ class Odd(Adapter):
         if self.options.what == "dies":
             os._exit(3)
     def deliver(self, batches):
+        if self.options.what == "holds":
+            while not (Path(self.options.folder) / "go on").exists():
+                time.sleep(0.01)
         if self.options.what == "refuses" and any(b.type == "metric" for b in batches):
             raise Refused("not such a number")
     def probe(self, timeout):
@@ -325,6 +329,9 @@ def test_a_journal_that_is_full_is_named_with_who_is_behind(daemon: Make, tmp_pa
             run.flush(PATIENCE)
         wait_until(lambda: served.status()["daemon"]["journal_full"], "it is never full")
         wait_for_state(served, "jsonl", "running")
+        command = [sys.executable, "-m", "zmqtrack.cli", "status", "--address", served.address]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE).stdout
+        assert "the journal is full: sites keep their records\n" in shown
         found = examine(served.address)
     assert found["journal"]["code"] == "journal_full"
     assert "away is" in found["journal"]["detail"]
@@ -335,6 +342,25 @@ def test_a_journal_that_is_full_is_named_with_who_is_behind(daemon: Make, tmp_pa
         "python -m zmqtrack.adapters --config FILE --name away" in (found["adapter away"]["advice"])
     )
     assert found["adapter jsonl"]["code"] == found["tracker of jsonl"]["code"] == ""
+
+
+def test_a_daemon_that_is_stopping_says_so_and_blames_no_disk(
+    daemon: Make, odd: dict[str, str], tmp_path: Path
+) -> None:
+    options = {"what": "holds", "folder": str(tmp_path)}
+    with daemon([{"type": "odd:Odd", "options": options}], env=odd) as served:
+        with zmqtrack.init("e", "r", "s", served.address) as run:
+            run.log_metric("a", 1)
+            assert run.flush(PATIENCE)
+        served.process.terminate()
+        wait_until(lambda: not served.status()["daemon"]["accepting"], "it does not stop")
+        found = next(findings.of_daemon(served.status()))
+        command = [sys.executable, "-m", "zmqtrack.cli", "status", "--address", served.address]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE).stdout
+        (tmp_path / "go on").touch()
+    assert (found.code, found.warning) == ("stopping", False)
+    assert "the daemon is stopping: sites keep their records\n" in shown
+    assert "disk" not in found.detail + shown
 
 
 def test_trackers_that_are_down_refuse_us_or_cannot_be_written_are_told_apart(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 import zmqtrack
 from harness import Daemon, jsonl, read_jsonl
+from zmqtrack.cli import findings
 
 Make = Callable[..., Daemon]
 
@@ -43,6 +45,11 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     made.gone()
 
 
+def _shown(served: Daemon) -> str:
+    command = [sys.executable, "-m", "zmqtrack.cli", "status", "--address", served.address]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def _steps(out: Path) -> list[int]:
     return [r["step"] for r in read_jsonl(out, "e", "r", "s") if r["type"] == "text"]
 
@@ -67,6 +74,11 @@ def test_a_daemon_whose_disk_is_full_acknowledges_nothing_and_recovers_by_itself
         run.log_text("note", "after", step=600)
         run.finish(timeout=60)
         served.drain()
+        # It is told for a while, for whoever looks between two attempts; so do /ready and metrics.
+        status = served.status()
+        assert (status["daemon"]["accepting"], status["daemon"]["disk_full"]) == (True, True)
+        assert next(findings.of_daemon(status)).code == "disk_full"
+        assert "the disk is full, or was in the last 30 s: sites" in _shown(served)
     assert _steps(out) == list(range(601))
     assert "writers keep their records" in served.log
 

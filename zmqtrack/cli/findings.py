@@ -39,12 +39,20 @@ def of_daemon(status: dict[str, Any]) -> Iterator[Finding]:
             "Mend that adapter's tracker, or take the adapter out of the YAML and run `zmqtrack "
             "reload`; or set daemon.max_bytes higher",
         )
-    elif not daemon["accepting"]:
+    elif daemon["disk_full"]:
         yield Finding(
             "journal",
             "disk_full",
-            "its disk is full: writers are told to wait, and keep their records",
+            "its disk is full, or was in the last 30 s: writers are told to wait, and keep their "
+            "records",
             "Make room on the disk of daemon.state_dir",
+        )
+    elif not daemon["accepting"]:
+        yield Finding(
+            "journal",
+            "stopping",
+            "the daemon is stopping: it takes nothing more, and writers keep their records",
+            "Start it again, unless it is to be down",
         )
     else:
         yield Finding("journal", "", f"takes in what comes; offset {status['journal']['head']}")

@@ -23,6 +23,7 @@ __all__ = [
     "clients",
     "dead_letters",
     "finding",
+    "held_back",
     "letters",
     "size",
     "spools",
@@ -68,6 +69,8 @@ def status(facts: dict[str, Any]) -> None:
         console.print("insecure: anybody who reaches it can log as any site", style="bold red")
     elif facts["daemon"]["keys"] is not None:
         console.print(f"keys: {facts['daemon']['keys']} may come in")
+    for line in held_back(facts["daemon"]):
+        console.print(line, style="bold red")
     if facts["quarantined"]:
         console.print(
             f"in quarantine: {facts['quarantined']} batches of a second writer under one stream; "
@@ -127,6 +130,18 @@ def behind(adapters: dict[str, Any]) -> str:
         for name, facts in clean(adapters).items()
         if facts["lag"] and facts["state"] != "removed" and ":" not in name
     )
+
+
+def held_back(daemon: dict[str, Any]) -> list[str]:
+    """Why nothing is taken in, a line for each reason."""
+    lines = []
+    if daemon["journal_full"]:
+        lines.append("the journal is full: sites keep their records")
+    if daemon["disk_full"]:
+        lines.append("the disk is full, or was in the last 30 s: sites keep their records")
+    if not (daemon["accepting"] or lines):
+        lines.append("the daemon is stopping: sites keep their records")
+    return lines
 
 
 #: What a reload tells, and how it is called.

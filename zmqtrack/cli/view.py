@@ -106,8 +106,8 @@ def _head(facts: dict[str, Any], trouble: ControlError | None, since: float) -> 
         clock = time.strftime("%H:%M:%S", time.localtime(since))
         reason = show.clean(str(trouble)).partition(" (waited")[0]
         lines.append(Text(f"no answer since {clock}, trying: {reason}", style="bold red"))
-    elif facts["daemon"].get("journal_full"):
-        lines.append(Text("the journal is full: sites keep their records", style="bold red"))
+    elif held_back := show.held_back(facts["daemon"]):
+        lines += [Text(line, style="bold red") for line in held_back]
     elif facts["daemon"].get("insecure"):
         lines.append(Text("insecure: anybody who reaches it can log as any site", style="red"))
     return lines
