@@ -529,9 +529,14 @@ class Control:
         )
 
     def _drain(self, identity: bytes, request: dict[str, Any]) -> None:
-        """Answers once every adapter has committed all that is journalled at this moment."""
-        self._drains.append((self._journal.head, identity, request))
-        self._drains = self._drains[-100:]  # who asks again has given the older one up
+        """Answers once every adapter has committed all that is journalled at this moment.
+
+        A client repeats itself while it waits: what counts is when it asked first.
+        """
+        asked = (identity, request.get("id"))
+        if asked[1] is None or asked not in [(d[1], d[2].get("id")) for d in self._drains]:
+            self._drains.append((self._journal.head, identity, request))
+            self._drains = self._drains[-100:]  # who asked so long ago has given up
         self._answer_drains()
 
     def _answer_drains(self) -> None:

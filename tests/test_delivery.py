@@ -9,11 +9,15 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import zmq
 
 import zmqtrack
-from harness import Daemon, jsonl, read_jsonl
+from harness import PATIENCE, Daemon, jsonl, read_jsonl
+from zmqtrack import wire
+from zmqtrack.control import connect
 
 Make = Callable[..., Daemon]
 
@@ -244,6 +248,42 @@ def test_many_threads_may_log_to_one_run(daemon: Make, tmp_path: Path) -> None:
     lines = [r for r in read_jsonl(out, "e", "r", "s") if r["type"] == "metric"]
     for n in range(4):
         assert [r["step"] for r in lines if r["key"] == f"t{n}"] == list(range(2000))
+
+
+def test_a_drain_that_is_repeated_waits_for_what_there_was_when_it_was_asked_first(
+    daemon: Make, tmp_path: Path
+) -> None:
+    """A client repeats it while it waits, and what comes in meanwhile is not waited for."""
+    with daemon([jsonl(tmp_path / "out", name="away", external=True)]) as served:
+        dealer = connect(zmq.DEALER, served.address)
+        dealer.sndtimeo = dealer.rcvtimeo = int(1000 * PATIENCE)
+
+        def ask(op: str, **fields: Any) -> None:
+            dealer.send(wire.encode_control(op, **fields))
+
+        def log(name: str) -> int:
+            with zmqtrack.init("e", name, "s", served.address) as run:
+                run.log_metric("a", 1)
+                assert run.finish(timeout=PATIENCE) is None
+            return int(served.status()["journal"]["head"])
+
+        first = log("r1")
+        ask("drain", id=1)
+        ask("status", id=2)
+        assert wire.decode_control(dealer.recv())["id"] == 2
+        log("r2")
+        for _ in range(100):
+            ask("drain", id=1)
+        ask("status", id=3)
+        assert wire.decode_control(dealer.recv())["id"] == 3
+        session = served.request("subscribe", name="away")["session"]
+        served.request("commit", name="away", session=session, offset=first, frames=[b""],
+                       counters={}, dead=[])  # fmt: skip
+        answer = wire.decode_control(dealer.recv())
+        assert (answer["op"], answer["id"], answer["head"]) == ("drained", 1, first)
+        ask("status", id=4)
+        assert wire.decode_control(dealer.recv())["id"] == 4  # and not another answer
+        dealer.close()
 
 
 @pytest.mark.parametrize("kind", ["ipc", "tcp"])
