@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -194,6 +195,10 @@ def test_a_probe_moves_no_stream_and_speaks_for_no_other_site(daemon: Make, tmp_
 def test_what_is_no_daemon_is_told_apart(nobody: str, tmp_path: Path) -> None:
     assert last(examine(nobody))[:2] == ("control", "nobody_listens")
     assert last(examine("tcp://no-such-host.invalid:1"))[:2] == ("control", "unknown_host")
+    for name in ("a..b", "x" * 64):
+        found = examine(f"tcp://{name}:5555")
+        assert last(found)[:2] == ("control", "unknown_host")
+        assert "a part between its dots is empty or too long" in found["control"]["detail"]
     assert last(examine("5555"))[:2] == ("address", "bad_address")
     assert last(examine(f"ipc://{tmp_path}/none"))[:2] == ("control", "nobody_listens")
     with http_server(200) as address:
@@ -212,6 +217,14 @@ def test_a_person_is_told_what_is_wrong_and_what_to_do(nobody: str) -> None:
         f"FAIL control: the machine answers, but nobody listens at {nobody}\n"
         "     Start zmqtrackd there (`systemctl start zmqtrackd`), or correct the address.\n"
     )
+
+
+def test_an_abstract_socket_is_reached_as_one_that_is_in_a_folder_is(daemon: Make) -> None:
+    address = f"ipc://@zmqtrack-test-{os.getpid()}"
+    with daemon(control=address):
+        found = examine(address, code=0)
+    assert found["control"]["code"] == found["ack"]["code"] == ""
+    assert last(examine(address))[:2] == ("control", "nobody_listens")
 
 
 def test_a_machine_that_does_not_answer_is_unreachable() -> None:

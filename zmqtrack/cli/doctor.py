@@ -146,11 +146,14 @@ def _mechanism(what: str, address: str, timeout: float) -> str:
             f"the machine answers, but nobody listens at {address}",
             start if what == "control" else f"Open the port: {ports}",
         )
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:
+        # It is no name that one could ask for; Python's message would be about an encoding.
+        bad = "a part between its dots is empty or too long"
+        why = error.strerror if isinstance(error, socket.gaierror) else bad
         _stop(
             what,
             "unknown_host",
-            f"{address}: no machine has that name ({error.strerror})",
+            f"{address}: no machine has that name ({why})",
             "Correct the name, or look at this machine's DNS"
             if what == "control"
             else f"Correct the name: {ports}",
@@ -199,12 +202,15 @@ def _greet(address: str, timeout: float) -> bytes:
 
     Raises:
         OSError: it cannot be reached.
+        UnicodeError: no machine can have that name.
     """
     parts = urlsplit(address)
     if parts.scheme == "ipc":
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(timeout)
-        connection.connect(address.removeprefix("ipc://"))
+        path = address.removeprefix("ipc://")
+        # As ZeroMQ writes an abstract socket, which is in no folder.
+        connection.connect("\0" + path[1:] if path.startswith("@") else path)
     else:
         host, _, port = parts.netloc.rpartition(":")
         connection = socket.create_connection((host.strip("[]"), int(port)), timeout)
