@@ -314,6 +314,14 @@ def test_a_tracker_that_is_none_or_contradicts_a_file_is_a_wrong_argument(place:
     assert done.returncode == 2 and "give one of them" in done.stderr
 
 
+@pytest.mark.parametrize("timeout", ["nan", "inf", "-1"])
+def test_a_timeout_that_would_never_end_is_a_wrong_argument(place: Place, timeout: str) -> None:
+    done = place.run("--timeout", timeout, "--", "touch", "was-run")
+    assert done.returncode == 2
+    assert f"{timeout} is no number of seconds" in done.stderr
+    assert not (place.folder / "was-run").exists()
+
+
 # --- configuration ---------------------------------------------------------------------------
 
 

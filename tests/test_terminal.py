@@ -8,6 +8,7 @@ import json
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -177,6 +178,18 @@ def test_top_leaves_the_terminal_clean(served: Daemon, how: str) -> None:
 
 
 @needs_tmux
+def test_top_goes_without_keys_where_stdin_is_closed(served: Daemon) -> None:
+    with Terminal() as shown:
+        command = shlex.join([*COMMAND, "top", "-a", served.address])
+        shown.type(f'clear; {command} <&-; echo "exit code": $?')
+        shown.wait_for("no site has logged yet")
+        assert "q ends" not in shown.screen
+        shown.press("C-c")
+        shown.wait_for("exit code: 0")
+        assert_clean(shown)
+
+
+@needs_tmux
 def test_top_gives_the_terminal_back_while_it_is_suspended(served: Daemon) -> None:
     with Terminal() as shown:
         shown.run("top", "-a", served.address, "-i", "200ms")
@@ -238,6 +251,8 @@ def test_top_says_from_the_start_what_is_wrong(nobody: str) -> None:
     assert (code, out) == (1, "") and error.startswith(f"no daemon answers at {nobody}")
     code, _, error = told("top", "-a", nobody, "--interval", "often")
     assert code == 2 and "'often' is no duration" in error
+    code, _, error = told("top", "--once", "-a", nobody, "-i", "99999999999d")
+    assert (code, error) == (2, "--interval: '99999999999d' is too long; write 36500d at most\n")
 
 
 def test_names_and_reasons_do_not_act_on_the_terminal(served: Daemon) -> None:

@@ -20,7 +20,7 @@ from ..config import Config, load
 from ..errors import ConfigError
 from ..records import RunKey
 from . import results, show
-from .common import fail
+from .common import fail, seconds
 from .lastline import LastLine
 from .private import EX_CONFIG, OUT, CannotServe, Private, leftovers
 
@@ -68,7 +68,8 @@ def run(
     ] = None,
     site: Annotated[str | None, typer.Option(help="Who logs. Default: the host's name.")] = None,
     timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait at the end until all is delivered.")
+        float,
+        typer.Option(callback=seconds, help="Seconds to wait at the end until all is delivered."),
     ] = 60.0,
     state: Annotated[
         Path | None,

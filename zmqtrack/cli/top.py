@@ -120,7 +120,7 @@ def _print_once(watch: Watch, as_json: bool, svg: Path | None) -> None:
 
 def _live(watch: Watch) -> None:
     """Draw until q, Ctrl-C or a signal to end; Ctrl-Z gives the terminal back meanwhile."""
-    keys = sys.stdin.isatty()
+    keys = sys.stdin is not None and sys.stdin.isatty()  # None: it is closed, as by <&-
     # COLUMNS and LINES, where somebody exports them, do not follow when the terminal is resized.
     environ = {n: v for n, v in os.environ.items() if n not in ("COLUMNS", "LINES")}
     console = Console(highlight=False, markup=False, _environ=environ)
