@@ -26,6 +26,7 @@ import yaml
 
 from harness import PATIENCE, jsonl, read_jsonl
 from zmqtrack.cli import results
+from zmqtrack.config import AdapterConfig
 
 ROOT = Path(__file__).parent.parent
 ZMQTRACK = [sys.executable, "-m", "zmqtrack.cli"]
@@ -520,6 +521,20 @@ def test_a_launch_whose_folder_is_gone_waits_until_one_says_where_to_deliver_it(
     assert "jsonl: 102 delivered, in zmqtrack-out/jsonl\n" in done.stderr
     assert elsewhere.steps() == list(range(100))
     assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "where"),
+    [
+        ("postgresql://u:s3cret@h/db", "postgresql://***@h/db"),
+        ("postgresql://h/db?user=u&password=s3cret", "postgresql://h/db?***"),
+        ("mysql://u:s3cret@h/db?password=s3cret&x=?s3cret", "mysql://***@h/db?***"),
+        ("http://h:5000/?token=s3cret", "http://h:5000/?***"),
+    ],
+)
+def test_a_password_in_a_trackers_address_is_not_shown(uri: str, where: str) -> None:
+    adapter = AdapterConfig.model_validate({"type": "mlflow", "options": {"tracking_uri": uri}})
+    assert results.place(adapter, Path.cwd()) == (where, "")
 
 
 def test_where_results_are_is_told_as_one_reaches_it_from_here(

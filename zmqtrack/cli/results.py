@@ -58,7 +58,8 @@ def place(adapter: AdapterConfig, cwd: Path) -> Place:
         if uri.startswith("sqlite"):
             scheme, slashes, path = uri.partition(":///")
             uri = scheme + slashes + _from_here(path, cwd)
-        shown = without_userinfo(uri)
+        before, mark, query = without_userinfo(uri).partition("?")
+        shown = before + mark + ("***" if query else "")  # drivers take a password there too
         local = not uri.startswith(("http://", "https://")) and shown == uri
         return Place(shown, f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if local else "")
     if adapter.type == "wandb":
