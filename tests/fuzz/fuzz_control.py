@@ -168,7 +168,9 @@ class Daemon:
                 self.pull.inbox.append([TOPICS[(kind >> 1) % len(TOPICS)], frame, body])
                 batches += 1
             else:
-                self.router.inbox.append([b"client", frame, *FRAMES[: kind >> 1 & 7]])
+                # Of a client each: one that repeats itself is answered once.
+                client = b"client %d" % requests
+                self.router.inbox.append([client, frame, *FRAMES[: kind >> 1 & 7]])
                 requests += 1
         return requests, batches
 
