@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from zmqtrack.records import RunKey
+from zmqtrack.records import MAX_INT, RunKey
 
 __all__ = ["Life", "Sites"]
 
@@ -35,7 +35,7 @@ class Life:
     def spooled(self, since: float) -> int | None:
         """Records that wait at the writers that have beaten ``since`` then; None: none has."""
         waiting = [records for when, records in self.beats.values() if when >= since]
-        return sum(waiting) if waiting else None
+        return min(sum(waiting), MAX_INT) if waiting else None  # of what strangers say
 
 
 class Sites:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import collections
+import contextlib
 import logging
 import math
 import shutil
@@ -32,6 +33,7 @@ from zmqtrack.daemon.limits import Limits
 
 from zmqtrack import wire
 from zmqtrack.config import AdapterConfig, DaemonConfig
+from zmqtrack.errors import FrameError
 from zmqtrack.records import Record, RunKey
 
 #: Most messages in one input.
@@ -139,7 +141,7 @@ class Daemon:
 
     def feed(self, data: bytes) -> str:
         """All messages of an input; returns what came of the last."""
-        requests, batches = self._fill(data)
+        requests, beats, batches = self._fill(data)
         broker = self.broker
         broker._turn({self.pull: zmq.POLLIN, self.router: zmq.POLLIN})
         broker._commit()
@@ -148,7 +150,7 @@ class Daemon:
         answers = [wire.decode_control(frames[1]) for frames in self.router.outbox]
         waiting = len(broker._control._drains)
         to_requests = sum("stream" not in answer or "id" in answer for answer in answers)
-        assert len(answers) + waiting >= requests, (requests, answers)
+        assert len(answers) + waiting >= requests - beats, (requests, answers)
         assert to_requests <= requests
         assert broker.intake.received + refused >= batches
         if not batches:  # a request is at fault itself, or nothing is
@@ -157,8 +159,9 @@ class Daemon:
             return next(reversed(refusals))
         return str(answers[-1]["op"]) if answers else "unanswered"
 
-    def _fill(self, data: bytes) -> tuple[int, int]:
-        requests = batches = 0
+    def _fill(self, data: bytes) -> tuple[int, int, int]:
+        """How many requests, how many of them beats, which need no answer, and how many batches."""
+        requests = beats = batches = 0
         for _ in range(MESSAGES):
             if len(data) < 3:
                 break
@@ -172,7 +175,9 @@ class Daemon:
                 client = b"client %d" % requests
                 self.router.inbox.append([client, frame, *FRAMES[: kind >> 1 & 7]])
                 requests += 1
-        return requests, batches
+                with contextlib.suppress(FrameError):
+                    beats += wire.decode_control(frame)["op"] == "beat"
+        return requests, beats, batches
 
 
 def _cut(data: bytes) -> tuple[bytes, bytes]:
@@ -226,6 +231,9 @@ def hostile() -> Iterator[bytes]:
     """Requests of which each once ended the daemon, or left behind what did harm later."""
     greeting: dict[str, Any] = {"op": "hello", "role": "writer", "run": list(RUN), "acked": 0}
     commit = {"op": "commit", "name": "tb", "session": 1, "offset": 2, "counters": {}, "dead": []}
+    beat: dict[str, Any] = {
+        "op": "beat", "stream": STREAM, "run": list(RUN), "spooled": 1, "step": 2, "time": 3.0
+    }  # fmt: skip
     inf, huge = math.inf, "9" * 30
     for odd in (inf, math.nan, huge, -1, [1], {"a": 1}, None, 2**63 - 1):
         yield request(**greeting | {"acked": odd}, stream=b"t" * 16, last=3)
@@ -246,6 +254,10 @@ def hostile() -> Iterator[bytes]:
         yield request(1, **commit | {"session": odd})
         yield request(1, **commit, retried=odd)
         yield request(1, **commit, retried=[odd])
+        for part in ("step", "time", "spooled", "run", "stream"):
+            yield request(**beat | {part: odd}) + request(op="status")
+        yield request(op="forget", name=odd)
+        yield request(op="report", name="tb", session=1, retries=odd) + request(op="status")
         yield request(4, **commit | {"dead": odd})
         yield request(4, **commit | {"dead": [["metric", odd]]}) + request(op="dlq")
         yield request(4, **commit | {"dead": [[odd, 7]]}) + request(op="dlq")
@@ -277,6 +289,11 @@ def seeds() -> Iterator[bytes]:
     yield request(1, **commit, dead=[])
     yield request(4, **commit, dead=[["metric", 0]], retried=[1])
     yield request(**of, op="report")
+    beat = {"op": "beat", "run": list(RUN), "spooled": 1, "step": 2, "time": 3.0}
+    for stream in (STREAM, b"t" * 16):
+        yield request(**greeting, stream=stream, acked=0, last=3) + request(**beat, stream=stream)
+        yield request(**beat, stream=stream) + request(op="status")
+    yield request(op="forget", name="tb") + request(op="forget", name="gone")
     for op in ("status", "drain", "dlq", "unknown"):
         yield request(op=op)
     yield request(op="dlq", name="tb")
