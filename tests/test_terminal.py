@@ -418,6 +418,29 @@ def test_tap_goes_on_after_a_restart_and_a_resize(served: Daemon) -> None:
         shown.wait_for("exit code: 0")
 
 
+def wait_for_width(shown: Terminal, width: int) -> None:
+    """What runs in the terminal is told of a new size a moment later."""
+    with Path(shown.fact("pane_tty")).open() as tty:
+        shown.wait(lambda: os.get_terminal_size(tty.fileno()).columns == width, f"{width} columns")
+
+
+@needs_tmux
+def test_tap_fits_each_line_into_the_width_that_the_terminal_has_then(served: Daemon) -> None:
+    with Terminal(100, 30) as shown:
+        shown.run("tap", "text", "-a", served.address)
+        shown.wait_for("listening to")
+        for width, letter in ((100, "a"), (60, "b"), (120, "c")):
+            shown.resize(width, 30)
+            wait_for_width(shown, width)
+            with zmqtrack.init("e", "r", "s", served.address) as run:
+                run.log_text("note", letter * 300)
+            shown.wait_for(letter * 10)
+            (line,) = [line for line in shown.lines() if letter * 5 in line]
+            assert len(line) == width and line.endswith(letter + "…")
+        shown.press("C-c")
+        shown.wait_for("exit code: 0")
+
+
 def test_tap_chooses_by_type_site_run_and_key(served: Daemon) -> None:
     choices: dict[str, list[str]] = {
         "types": ["metric", "text"],

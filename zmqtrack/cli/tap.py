@@ -6,7 +6,6 @@ import difflib
 import io
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -162,20 +161,20 @@ class _Printer:
             sys.stdout.reconfigure(errors="backslashreplace")  # whatever it can show
         self._terminal = sys.stdout.isatty()
         self._colours = self._terminal and not as_json and "NO_COLOR" not in os.environ
-        self.look()
+        self._width: int | None = None
 
     @property
     def full(self) -> bool:
         """As many as were asked for have been written."""
         return self._left == 0
 
-    def look(self) -> None:
-        """How wide the terminal is now."""
-        self._width = shutil.get_terminal_size().columns if self._terminal else None
-
     def add(self, data_type: str, header: Header, record: Record) -> None:
         if self._left is not None:
             self._left -= 1
+        if self._terminal and not self._lines:  # it may have been resized since the last ones
+            with suppress(OSError):  # it is gone; flush will find that
+                # Not of COLUMNS, which does not follow where somebody exports it.
+                self._width = os.get_terminal_size(sys.stdout.fileno()).columns or None
         self._lines.append(
             json_line(data_type, header, record)
             if self._json
