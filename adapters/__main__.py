@@ -4,14 +4,13 @@ The daemon starts it with the adapter's configuration as one line of JSON on std
 stdin open: when that ends, the daemon has died, and so does the process. By hand, or as a
 service of its own on any machine that reaches the daemon:
 ``python -m zmqtrack.adapters --config FILE --name NAME``. With ``--check`` it reads a list of
-configurations and answers with what is wrong with them, as JSON; with ``--connect`` it tries
-their trackers, and answers with a line of JSON for each (see ``probe.py``).
+configurations and answers with a line of JSON for each, of what is wrong with it; with
+``--connect`` it tries their trackers, and does the same (see ``probe.py``).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fcntl
 import json
 import logging
@@ -43,14 +42,13 @@ def main() -> int:
     parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--timeout", type=float, default=10.0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    answer = sys.stdout
     secrets.guard_output()
     if arguments.check:
-        return check(answer)
+        return check(_take_stdout())
     if arguments.connect:
-        return connect(answer, arguments.timeout)
+        return connect(_take_stdout(), arguments.timeout)
     if arguments.probe:
-        return probe_one(answer, arguments.timeout)
+        return probe_one(_take_stdout(), arguments.timeout)
     if arguments.config:
         try:
             spec = _from_file(arguments.config, arguments.name)
@@ -64,15 +62,26 @@ def main() -> int:
     return run(spec, supervised=not arguments.config)
 
 
+def _take_stdout() -> TextIO:
+    """Stdout, for our answers alone: what modules, libraries and their processes print there is
+    no answer of ours, and goes to stderr.
+    """
+    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return answer
+
+
 def check(answer: TextIO) -> int:
-    """Answer a JSON list of adapter configurations with a list of [index, path, message]."""
-    found = []
-    for index, item in enumerate(json.load(sys.stdin)):
+    """Answer a JSON list of adapter configurations with a line of JSON for each, in their order:
+    a list of [path, message].
+
+    A class that ends or blocks this process at its import is the first without an answer.
+    """
+    for item in json.load(sys.stdin):
         error = loader.check(AdapterConfig.model_validate(item))
-        if error is not None:
-            found += [[index, path, secrets.mask(text)] for path, text in error.problems]
-    json.dump(found, answer)
-    answer.flush()
+        problems = error.problems if error is not None else ()
+        found = [[path, secrets.mask(text)] for path, text in problems]
+        print(json.dumps(found), file=answer, flush=True)
     return 0
 
 
@@ -90,9 +99,7 @@ def connect(answer: TextIO, timeout: float) -> int:
 
 def probe_one(answer: TextIO, timeout: float) -> int:
     """Try the tracker of the one configuration that is on stdin."""
-    item = json.load(sys.stdin)
-    with contextlib.redirect_stdout(sys.stderr):  # whatever libraries print is no answer of ours
-        found = probe.try_one(item, timeout)
+    found = probe.try_one(json.load(sys.stdin), timeout)
     print(json.dumps(found), file=answer, flush=True)
     return 0
 

@@ -58,11 +58,12 @@ def load(type_: str) -> type[Adapter]:
         )
     module_name, _, class_name = target.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        found = getattr(importlib.import_module(module_name), class_name, None)
     except ImportError as error:
         hint = _only_here(module_name, error)
         raise _bad_type(f"{type_!r}: cannot import {module_name!r}: {error}{hint}") from error
-    found = getattr(module, class_name, None)
+    except (Exception, SystemExit) as error:  # a module may do at its import what it likes
+        raise _bad_type(f"{type_!r}: cannot import {module_name!r}: {_told(error)}") from error
     if not (isinstance(found, type) and issubclass(found, Adapter)):
         raise _bad_type(
             f"{type_!r}: {class_name!r} is no subclass of zmqtrack.adapters.base.Adapter"
@@ -87,6 +88,8 @@ def options(config: AdapterConfig, cls: type[Adapter]) -> BaseModel:
     except ValidationError as error:
         problems = problems_of(error, cls.Options)
         raise LoadError(*((("options", *path), message) for path, message in problems)) from error
+    except (Exception, SystemExit) as error:  # of a validator of its own
+        raise LoadError((("options",), f"cannot be checked: {_told(error)}")) from error
 
 
 def check(config: AdapterConfig) -> LoadError | secrets.SecretError | None:
@@ -108,6 +111,17 @@ def _only_here(module_name: str, error: ImportError) -> str:
         f". It is in {Path.cwd()}, but nothing is imported from the folder in which a daemon "
         "happens to be started: install it (pip install -e .), or name its folder in PYTHONPATH"
     )
+
+
+def _told(error: BaseException) -> str:
+    """An error that a user's own code raised, on one line, and where it did."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        place = f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError):  # it names its place itself
+        place = ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 
 def _bad_type(message: str) -> LoadError:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from zmqtrack.config import AdapterConfig, DaemonConfig
 from zmqtrack.keys import Key
 
-__all__ = ["Changes", "Supervisor", "check"]
+__all__ = ["Changes", "Supervisor", "check", "how_it_ended"]
 
 log = logging.getLogger("zmqtrack.daemon")
 
@@ -111,7 +111,7 @@ class Child:
             self._stop_by = None
             log.info("adapter %s has stopped", self.name)
             return
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        how = how_it_ended(code)
         if code == EX_CONFIG:
             self._given_up = True
             log.error("adapter %s cannot run as configured; it is not started again", self.name)
@@ -260,6 +260,11 @@ class Supervisor:
             child.kill()
 
 
+def how_it_ended(code: int) -> str:
+    """How a process ended that left this code."""
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
 #: An adapter's configuration, and of each file with a secret of it when it was changed last.
 _Version = tuple[AdapterConfig, list[tuple[str, int]]]
 
@@ -278,7 +283,8 @@ def _version(adapter: AdapterConfig) -> _Version:
 def check(adapters: list[AdapterConfig]) -> list[tuple[int, list[str | int], str]]:
     """What is wrong with each adapter's type and options: (index, path to the key, message).
 
-    The classes are loaded in a process of their own: the daemon imports no adapter.
+    The classes are loaded in a process of their own: the daemon imports no adapter. It answers
+    for one after the other; one that ends it is the first without an answer.
     """
     if not adapters:
         return []
@@ -287,6 +293,15 @@ def check(adapters: list[AdapterConfig]) -> list[tuple[int, list[str | int], str
         input=json.dumps([adapter.model_dump(mode="json") for adapter in adapters]),
         text=True,
         stdout=subprocess.PIPE,
-        check=True,
+        check=False,
     )
-    return [(index, path, message) for index, path, message in json.loads(done.stdout)]
+    answers = [
+        json.loads(line) for line in done.stdout.splitlines(keepends=True) if line[-1:] == "\n"
+    ]
+    problems = [
+        (index, path, message) for index, found in enumerate(answers) for path, message in found
+    ]
+    if (index := len(answers)) < len(adapters):
+        how = f"its process ended ({how_it_ended(done.returncode)})"
+        problems.append((index, ["type"], f"cannot import {adapters[index].type!r}: {how}"))
+    return problems

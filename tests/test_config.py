@@ -279,6 +279,87 @@ def test_a_missing_extra_names_its_pip_install(tmp_path: Path) -> None:
     assert "needs a_module_that_is_not_there: run  pip install 'zmqtrack[mlflow]'" in done.stderr
 
 
+PLAIN = """
+from zmqtrack.adapters.base import Adapter
+class Plain(Adapter):
+    def deliver(self, batches): pass
+"""
+
+
+def _check(path: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "zmqtrack.cli", "check", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **env},
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (
+            "\nraise RuntimeError('no such\\ndriver')",
+            "'own:Plain': cannot import 'own': RuntimeError: no such driver (OWN:2)",
+        ),
+        (
+            "import sys\nsys.exit('it needs a GPU')",
+            "'own:Plain': cannot import 'own': SystemExit: it needs a GPU (OWN:2)",
+        ),
+        ("a = (", "'own:Plain': cannot import 'own': SyntaxError: '(' was never closed (own.py, "),
+        ("import os\nos._exit(3)", "cannot import 'own:Plain': its process ended (exit code 3)"),
+    ],
+    ids=["raises", "exits", "is no Python", "ends its process"],
+)
+def test_an_adapter_that_goes_wrong_at_its_import_is_named_with_its_line_and_the_reason(
+    tmp_path: Path, source: str, reason: str
+) -> None:
+    (tmp_path / "packages").mkdir()
+    own = tmp_path / "packages" / "own.py"
+    own.write_text(source)
+    path = tmp_path / "zmqtrack.yaml"
+    path.write_text("adapters:\n  - type: jsonl\n    options: {dri: x}\n  - type: own:Plain\n")
+    for run in (_start, _check):
+        done = run(path, PYTHONPATH=str(own.parent))
+        assert done.returncode == 78
+        *others, line = done.stderr.splitlines()
+        assert any("3: adapter jsonl.options.dri: unknown key" in other for other in others)
+        told = f"{path}:4: adapter Plain.type: {reason}".replace("OWN", str(own))
+        assert line.startswith(told) and "Traceback" not in done.stderr
+
+
+def test_a_validator_of_ones_own_that_goes_wrong_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "own.py").write_text(
+        "from pydantic import field_validator\n"
+        "from zmqtrack.adapters.base import Options\n" + PLAIN + "    class Options(Options):\n"
+        "        @field_validator('a')\n"
+        "        def look(cls, value): return {}[value]\n"
+        "        a: str\n"
+    )
+    path = tmp_path / "zmqtrack.yaml"
+    path.write_text("adapters:\n  - type: own:Plain\n    options: {a: b}\n")
+    done = _start(path, PYTHONPATH=str(tmp_path / "packages"))
+    assert done.returncode == 78
+    told = f"{path}:3: adapter Plain.options: cannot be checked: KeyError: 'b' ("
+    assert done.stderr.startswith(told) and len(done.stderr.splitlines()) == 1
+
+
+def test_an_adapter_may_print_at_its_import_and_so_may_what_it_starts(tmp_path: Path) -> None:
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "own.py").write_text(
+        "import subprocess\nprint('[]')\nsubprocess.run(['echo', '[]'])\n" + PLAIN
+    )
+    path = tmp_path / "zmqtrack.yaml"
+    path.write_text("adapters:\n  - type: own:Plain\n  - type: jsonl\n    options: {dri: x}\n")
+    done = _check(path, PYTHONPATH=str(tmp_path / "packages"))
+    assert done.returncode == 78
+    path.write_text(path.read_text().replace("dri", "dir"))
+    done = _check(path, PYTHONPATH=str(tmp_path / "packages"))
+    assert (done.returncode, done.stdout) == (0, f"{path}: good, 2 adapters\n")
+
+
 def test_an_address_in_use_is_said_without_a_traceback(tmp_path: Path) -> None:
     import socket
 
