@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,6 +31,9 @@ from . import loader, probe, secrets
 from .host import Host, Superseded
 
 EX_CONFIG = 78
+#: Seconds in which a delivery may come to its end when the daemon has died: some more than the ten
+#: that the host then waits for the next daemon to take the cursor.
+GRACE = 15.0
 
 
 def main() -> int:
@@ -117,7 +121,15 @@ def run(spec: dict[str, Any], *, supervised: bool) -> int:
     if supervised:
         threading.Thread(target=_watch_stdin, args=(daemon_ended,), daemon=True).start()
     # An older process of this adapter may still finish its last delivery: wait for it.
-    while not _taken(lock):
+    taken = _taken(lock)
+    if not taken:
+        log.warning(
+            "waiting for process %s, which still runs this adapter; where its daemon has died, it "
+            "ends within %g s",
+            os.pread(lock, 20, 0).decode().strip() or "?",
+            GRACE,
+        )
+    while not (taken or _taken(lock)):
         if daemon_ended.wait(0.1):
             return 0  # the next daemon starts a process of its own
     try:
@@ -162,14 +174,29 @@ def _taken(lock: int) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)  # for who waits
     return True
 
 
 def _watch_stdin(daemon_ended: threading.Event) -> None:
-    """The daemon holds the other end of stdin; at its death the pipe closes."""
+    """The daemon holds the other end of stdin; at its death the pipe closes.
+
+    A delivery that hangs would keep the lock for ever, and the next daemon's process from
+    beginning: what it delivers was not confirmed, and comes again.
+    """
     while sys.stdin.readline():
         pass
     daemon_ended.set()
+    time.sleep(GRACE)
+    _end_all()
+
+
+def _end_all() -> None:
+    """End this process and all that it has started, whatever they are doing."""
+    if os.getpgrp() == os.getpid():  # as the daemon starts us
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def _end_with(daemon_ended: threading.Event, host: Host) -> None:

@@ -98,6 +98,10 @@ class Moody(Adapter):
             raise KeyError(f"oops {time.monotonic()}")
         if word == "exit":
             os._exit(3)
+        if word == "hangs":
+            time.sleep(3600)
+        while word == "waits" == self.word():
+            time.sleep(0.02)
 """
 
 
@@ -361,6 +365,39 @@ def test_a_stop_while_the_tracker_is_away_keeps_what_is_left_for_the_next_start(
     with one.daemon as served:
         served.drain()
     assert one.rows() == expected(keys)
+
+
+def test_a_delivery_that_hangs_does_not_outlive_its_daemon_and_the_next_says_whom_it_waits_for(
+    moody: Callable[..., Moody],
+) -> None:
+    one = moody("hangs")
+    served = one.daemon.start()
+    hung = int(served.wait_for("adapter moody runs as process").split()[-1])
+    one.log(["a"])
+    until(one.attempts)
+    served.kill()
+    one.set("")
+    with served:
+        served.wait_for(f"WARNING .moody. waiting for process {hung}, which still")
+        served.drain()
+        assert one.status()["state"] == "running"
+    assert served.log.count("[moody] waiting for process") == 1
+    assert one.rows() == expected(["a"])
+
+
+def test_a_delivery_that_takes_long_comes_to_its_end_though_its_daemon_has_died(
+    moody: Callable[..., Moody],
+) -> None:
+    one = moody("waits")
+    served = one.daemon.start()
+    one.log(["a"])
+    until(one.attempts)
+    served.kill()
+    one.set("")
+    until(one.rows)
+    with served:
+        served.drain()
+    assert one.rows() == expected(["a"])
 
 
 def test_a_stop_right_after_the_journal_took_it_delivers_what_was_not_heard_of_yet(
