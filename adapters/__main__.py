@@ -66,6 +66,19 @@ def main() -> int:
     return run(spec, supervised=not arguments.config)
 
 
+def _questions() -> Any:
+    """What is asked: a line of JSON on stdin. Who asks keeps that open; at its end we end too."""
+    asked = json.loads(sys.stdin.readline())
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        _end_all()
+
+    threading.Thread(target=watch, daemon=True).start()
+    return asked
+
+
 def _take_stdout() -> TextIO:
     """Stdout, for our answers alone: what modules, libraries and their processes print there is
     no answer of ours, and goes to stderr.
@@ -81,7 +94,7 @@ def check(answer: TextIO) -> int:
 
     A class that ends or blocks this process at its import is the first without an answer.
     """
-    for item in json.load(sys.stdin):
+    for item in _questions():
         error = loader.check(AdapterConfig.model_validate(item))
         problems = error.problems if error is not None else ()
         found = [[path, secrets.mask(text)] for path, text in problems]

@@ -134,6 +134,7 @@ def serve(path: Path, config: Config, notifier: Notifier) -> int:
     with notifier.extending():
         broker.stop_accepting()
     prober.close()
+    reloader.close()
     children.stop()
     while children.running:
         broker.step(0.05)

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zmqtrack.config import Config, DaemonConfig, Located, load
+from zmqtrack.config import AdapterConfig, Config, DaemonConfig, Located, load
 from zmqtrack.errors import ConfigError, ZMQTrackError
 
-from . import supervisor
 from .broker import Broker
+from .inquiry import Inquiry
 from .supervisor import Supervisor
 
 __all__ = ["Outcome", "Reloader", "read", "read_located"]
@@ -30,6 +30,11 @@ FIXED = (
     "telemetry",
     "log_format",
 )
+
+
+#: Seconds in which an adapter's class must be imported and answer: large libraries take many on a
+#: slow disk. Fewer than `zmqtrack reload` waits.
+IMPORT = 50.0
 
 
 class Outcome(NamedTuple):
@@ -56,24 +61,46 @@ class Outcome(NamedTuple):
         return text
 
 
-def read(path: Path) -> Config:
+def read(path: Path, inquiry: Inquiry | None = None) -> Config:
     """The configuration, its adapters' types and options checked too; takes a second or so.
+
+    ``inquiry`` can end it from another thread.
 
     Raises:
         ConfigError: see :func:`zmqtrack.config.load`.
     """
-    return read_located(path).config
+    return read_located(path, inquiry).config
 
 
-def read_located(path: Path) -> Located:
+def read_located(path: Path, inquiry: Inquiry | None = None) -> Located:
     """The same, with the place of each adapter."""
     located = load(path)
-    problems = supervisor.check(located.config.adapters)
+    problems = _problems(located.config.adapters, inquiry or Inquiry())
     if problems:
         raise ConfigError(
             [f"{located.where(index, keys)}: {message}" for index, keys, message in problems]
         )
     return located
+
+
+def _problems(
+    adapters: list[AdapterConfig], inquiry: Inquiry
+) -> list[tuple[int, list[str | int], str]]:
+    """What is wrong with each adapter's type and options: (index, path to the key, message).
+
+    The classes are loaded in a process of their own: the daemon imports no adapter. It answers
+    for one after the other; one that ends it, or blocks it, is the first without an answer.
+    """
+    if not adapters:
+        return []
+    answers: list[list[tuple[list[str | int], str]]] = []
+    why = inquiry.ask(["--check"], adapters, IMPORT, answers.append)
+    problems = [
+        (index, path, message) for index, found in enumerate(answers) for path, message in found
+    ]
+    if (index := len(answers)) < len(adapters):
+        problems.append((index, ["type"], f"cannot import {adapters[index].type!r}: {why}"))
+    return problems
 
 
 class Reloader:
@@ -97,6 +124,7 @@ class Reloader:
         self._waiting: list[Callable[[Outcome], None]] = []  # who is answered by this reload
         self._reading: threading.Thread | None = None
         self._read: Config | list[str] = []
+        self._inquiry = Inquiry()
 
     def ask(self, answer: Callable[[Outcome], None] | None = None) -> None:
         """Reload at the next step; one that is under way is finished before. Tell ``answer``."""
@@ -119,7 +147,7 @@ class Reloader:
 
     def _load(self) -> None:
         try:
-            self._read = read(self._path)
+            self._read = read(self._path, self._inquiry)
         except ConfigError as error:
             self._read = str(error).splitlines()
         except (OSError, ZMQTrackError, ValueError) as error:
@@ -127,6 +155,12 @@ class Reloader:
         except Exception as error:
             log.exception("the configuration could not be read again")
             self._read = [f"{self._path}: {error!r}"]
+
+    def close(self) -> None:
+        """Leave no process behind; a reload that is under way is given up."""
+        self._inquiry.close()
+        if self._reading is not None:
+            self._reading.join()
 
     def _finish(self) -> None:
         self._reading = None

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from zmqtrack.config import AdapterConfig, DaemonConfig
 from zmqtrack.keys import Key
 
-__all__ = ["Changes", "Supervisor", "check", "how_it_ended"]
+__all__ = ["Changes", "Supervisor", "how_it_ended"]
 
 log = logging.getLogger("zmqtrack.daemon")
 
@@ -278,30 +278,3 @@ def _version(adapter: AdapterConfig) -> _Version:
             except OSError:
                 pass  # its process says so
     return adapter, files
-
-
-def check(adapters: list[AdapterConfig]) -> list[tuple[int, list[str | int], str]]:
-    """What is wrong with each adapter's type and options: (index, path to the key, message).
-
-    The classes are loaded in a process of their own: the daemon imports no adapter. It answers
-    for one after the other; one that ends it is the first without an answer.
-    """
-    if not adapters:
-        return []
-    done = subprocess.run(
-        [*COMMAND, "--check"],
-        input=json.dumps([adapter.model_dump(mode="json") for adapter in adapters]),
-        text=True,
-        stdout=subprocess.PIPE,
-        check=False,
-    )
-    answers = [
-        json.loads(line) for line in done.stdout.splitlines(keepends=True) if line[-1:] == "\n"
-    ]
-    problems = [
-        (index, path, message) for index, found in enumerate(answers) for path, message in found
-    ]
-    if (index := len(answers)) < len(adapters):
-        how = f"its process ended ({how_it_ended(done.returncode)})"
-        problems.append((index, ["type"], f"cannot import {adapters[index].type!r}: {how}"))
-    return problems

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,77 @@ def test_the_command_says_what_changed_and_ends_with_78_for_a_bad_file(served: P
     assert done.returncode == 78
     (problem,) = json.loads(done.stdout)["problems"]
     assert "bad.yaml:2" in problem and "topics" in problem
+
+
+#: An adapter whose import never comes to an end, and which has started something.
+HANGS = """
+import subprocess, time
+from pathlib import Path
+started = subprocess.Popen(["sleep", "3600"])
+Path(__file__).with_name("started").write_text(str(started.pid))
+time.sleep(3600)
+"""
+
+#: Ten seconds, which are enough for all that answers, where a person is given more.
+IMPATIENT = """
+import sys
+if "zmqtrack.daemon" in sys.orig_argv:
+    import zmqtrack.daemon.configuration
+    zmqtrack.daemon.configuration.IMPORT = 10.0
+"""
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Place:
+    """A daemon, not started yet, that has the module ``hangs``."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (packages / "hangs.py").write_text(HANGS)
+    return Place(tmp_path / "place", env={"PYTHONPATH": str(packages)})
+
+
+def importing(served: Place) -> list[psutil.Process]:
+    """The processes that import the module ``hangs``, once they do."""
+    started = served.folder.parent / "packages" / "started"
+    wait_until(lambda: started.exists() and started.read_text() != "")
+    other = psutil.Process(int(started.read_text()))
+    return [other, *other.parents()[:1]]
+
+
+def test_a_module_that_hangs_at_its_import_is_named_and_neither_the_daemon_nor_a_reload_waits_on(
+    hanging: Place,
+) -> None:
+    (hanging.folder.parent / "packages" / "sitecustomize.py").write_text(IMPATIENT)
+    first = hanging.add("first")
+    with hanging as served, ThreadPoolExecutor() as pool:
+        bad = hanging.files / "bad.yaml"
+        bad.write_text("name: bad\ntype: hangs:Hangs\n")
+        asked = pool.submit(hanging.reload)
+        processes = importing(hanging)
+        log(served, 0, 100)
+        served.drain()
+        assert values(first) == list(range(100))
+        (problem,) = asked.result(PATIENCE)["problems"]
+        assert problem.startswith(
+            f"{bad}:2: adapter bad.type: cannot import 'hangs:Hangs': nothing"
+        )
+        assert problem.endswith("was heard of it within 10 s")
+        assert not psutil.wait_procs(processes, timeout=PATIENCE)[1]
+        bad.unlink()
+        hanging.add("second")
+        assert hanging.reload()["added"] == ["second"]
+
+
+@pytest.mark.parametrize("end", [Daemon.stop, Daemon.kill], ids=["stop", "kill"])
+def test_a_reload_that_hangs_ends_with_its_daemon(
+    hanging: Place, end: Callable[[Daemon], None]
+) -> None:
+    served = hanging.start()
+    (hanging.files / "bad.yaml").write_text("type: hangs:Hangs\n")
+    os.kill(served.process.pid, signal.SIGHUP)
+    processes = importing(hanging)
+    end(served)
+    assert not psutil.wait_procs(processes, timeout=PATIENCE)[1]
 
 
 def test_sighup_reloads(served: Place) -> None:
