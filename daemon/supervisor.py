@@ -262,7 +262,12 @@ class Supervisor:
 
 def how_it_ended(code: int) -> str:
     """How a process ended that left this code."""
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:  # most real-time signals have no name
+        return f"signal {-code}"
 
 
 #: An adapter's configuration, and of each file with a secret of it when it was changed last.

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -350,6 +351,21 @@ def test_an_adapter_that_ends_its_process_is_started_again_ever_more_slowly(
         served.drain()
         assert one.status()["state"] == "running"
     assert one.rows() == expected(keys)
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(signal.SIGKILL, "SIGKILL"), (signal.SIGRTMIN + 6, str(signal.SIGRTMIN + 6))],
+)
+def test_an_adapter_that_a_signal_ends_is_started_again_whether_or_not_the_signal_has_a_name(
+    daemon: Make, tmp_path: Path, number: int, name: str
+) -> None:
+    with daemon([jsonl(tmp_path / "out")]) as served:
+        process = int(served.wait_for("adapter jsonl runs as process").split()[-1])
+        served.wait_for("delivering from offset")
+        os.kill(process, number)
+        served.wait_for(rf"adapter jsonl ended \(signal {name}\); next start in 0.5 s")
+        served.wait_for("delivering from offset")
 
 
 def test_a_stop_while_the_tracker_is_away_keeps_what_is_left_for_the_next_start(
