@@ -124,7 +124,7 @@ class Host:
         if not self._attempt(lambda: self._open(note)):
             return
         self._state = "running"
-        self._reported = 0.0  # that it runs is told at once
+        self._report()  # at once: the first delivery may take long
         self._log.info("delivering from offset %d", self._position + 1)
         stopping = False
         while True:
@@ -189,9 +189,16 @@ class Host:
         mark.write_bytes(cursor)
 
     def _gather(self) -> None:
-        """Collect batches for one delivery: until the flush interval is over, or it is enough."""
+        """Collect batches for one delivery: until the flush interval is over, or it is enough.
+
+        While there are none the cursor is committed as often as a report is due.
+        """
         deadline = time.monotonic() + self._config.flush_interval
         while not self._full():
+            if self._report_due():
+                if not self._gathered:
+                    return
+                self._report()
             if self._position < self._head:
                 self._fetch()
                 continue

@@ -509,11 +509,16 @@ def broker(folder: Path, keeps: Callable[[str, int], bool]) -> Iterator[Counting
 
 
 @contextlib.contextmanager
-def recorder(address: str, folder: Path) -> Iterator[type[Recorder]]:
+def recorder(
+    address: str, folder: Path, *, flush_interval: float = 0, waits: bool = False
+) -> Iterator[type[Recorder]]:
     """A host in a thread, with an adapter that records."""
     Recorder.got, Recorder.free = [], threading.Event()
-    Recorder.free.set()
-    config = AdapterConfig(type=f"{__name__}:Recorder", name="recorder", flush_interval=0)
+    if not waits:
+        Recorder.free.set()
+    config = AdapterConfig(
+        type=f"{__name__}:Recorder", name="recorder", flush_interval=flush_interval
+    )
     host = Host(config, address, folder)
     thread = threading.Thread(target=host.run)
     thread.start()
@@ -597,6 +602,48 @@ def test_a_subscriber_that_was_too_slow_for_zeromqs_queues_misses_nothing(
         until(lambda: sum(map(len, adapter.got)) == 150)
         assert one.replays > replays
     assert _steps(adapter.got) == list(range(150))
+
+
+# --- heard of ----------------------------------------------------------------------------
+
+
+def _facts(client: ControlClient) -> dict[str, Any]:
+    found: dict[str, Any] = client.request("status")["adapters"]["recorder"]
+    return found
+
+
+def test_an_adapter_that_gathers_for_long_is_heard_of_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "REPORT", 0.2)
+    with (
+        broker(tmp_path, lambda *_: True) as one,
+        contextlib.closing(ControlClient(one.control_address)) as client,
+        recorder(one.control_address, tmp_path / "r", flush_interval=3600) as adapter,
+    ):
+
+        def hear_of_it_again() -> None:
+            seen = _facts(client)["seen"]
+            until(lambda: _facts(client)["seen"] > seen)
+
+        until(lambda: _facts(client)["state"] == "running")
+        for _ in range(3):
+            hear_of_it_again()
+        _log_and_wait(one.control_address, 1)
+        for _ in range(3):
+            hear_of_it_again()
+        assert _facts(client)["lag"] > 0 and not adapter.got
+
+
+def test_an_adapter_whose_first_delivery_hangs_is_known_to_run(tmp_path: Path) -> None:
+    with (
+        broker(tmp_path, lambda *_: True) as one,
+        contextlib.closing(ControlClient(one.control_address)) as client,
+    ):
+        _log_and_wait(one.control_address, 1)
+        with recorder(one.control_address, tmp_path / "r", waits=True) as adapter:
+            until(lambda: _facts(client)["state"] == "running")
+            assert not adapter.got
 
 
 def test_a_second_process_under_the_same_name_ends_the_first(daemon: Make, tmp_path: Path) -> None:
