@@ -1,0 +1,284 @@
+"""W&B's objects for values that are more than a number or text, in its syntax.
+
+What becomes of each stands in :mod:`zmqtrack.writers.wandb`, whose names they are for users.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..arrays import describe, is_array, to_host
+from ..histogram import summarise
+from ..image import encode_image
+from ..run import Run as ZMQRun
+from ._common import lose
+
+__all__ = [
+    "Artifact", "Audio", "Histogram", "Html", "Image", "Media", "Molecule", "Object3D", "Table",
+    "Video",
+]  # fmt: skip
+
+#: Rows of a Table that are logged.
+MAX_ROWS = 10_000
+
+
+class Media:
+    """A value that is more than a number or text."""
+
+    def log_to(self, run: ZMQRun, key: str, step: int | None) -> None:
+        raise NotImplementedError
+
+
+class Image(Media):
+    """An image: a path, an array, a tensor, a PIL image, a figure, encoded bytes.
+
+    Args:
+        data_or_path: tensors of three axes are CHW and arrays HWC, as in W&B. Floats up to 1 are
+            shares of full brightness, larger ones values up to 255.
+        caption: is logged as text.
+        mode: one of PIL's modes; it needs Pillow.
+        grouping, classes, boxes, masks, file_type: overlays are not carried, which is said once.
+
+    Raises:
+        TypeError, ValueError, OSError: see :func:`zmqtrack.image.encode_image`.
+    """
+
+    def __init__(
+        self,
+        data_or_path: Any,
+        mode: str | None = None,
+        caption: str | None = None,
+        grouping: int | None = None,
+        classes: Any = None,
+        boxes: Any = None,
+        masks: Any = None,
+        file_type: str | None = None,
+        normalize: bool | None = None,
+    ) -> None:
+        self.data: bytes
+        self.caption = caption
+        self.overlays = [
+            name for name, value in (("boxes", boxes), ("masks", masks)) if value is not None
+        ]
+        if isinstance(data_or_path, Image):
+            self.data = data_or_path.data
+            self.caption = caption if caption is not None else data_or_path.caption
+            return
+        if mode is not None and hasattr(data_or_path, "convert"):
+            data_or_path = data_or_path.convert(mode)
+        self.data = encode_image(*_pixels(data_or_path))
+
+    def log_to(self, run: ZMQRun, key: str, step: int | None) -> None:
+        run.log_image(key, self.data, step)
+        if self.caption is not None:
+            run.log_text(f"{key}.caption", str(self.caption), step)
+        for name in self.overlays:
+            lose(run, f"Image({name})", "overlays; the image is logged")
+
+
+class Histogram(Media):
+    """A histogram of ``sequence``, or one ready as (counts, edges) in ``np_histogram``.
+
+    Raises:
+        TypeError, ValueError: see :func:`zmqtrack.histogram.summarise`.
+    """
+
+    def __init__(
+        self,
+        sequence: Any = None,
+        np_histogram: tuple[Any, Any] | None = None,
+        num_bins: int = 64,
+    ) -> None:
+        if np_histogram is not None:
+            if len(np_histogram) != 2:
+                raise ValueError("np_histogram must be a tuple of counts and edges")
+            counts, edges = np_histogram
+            self.summary = summarise({"counts": counts, "edges": edges})
+        else:
+            self.summary = summarise([] if sequence is None else sequence, num_bins)
+        self.histogram: list[float] = self.summary["counts"]
+        self.bins: list[float] = self.summary["edges"]
+
+    def log_to(self, run: ZMQRun, key: str, step: int | None) -> None:
+        run.log_histogram(key, self.summary, step)
+
+
+class Html(Media):
+    """HTML: as text, a path ending in ``.html``, or an open file."""
+
+    def __init__(self, data: Any, inject: bool = True, data_is_not_path: bool = False) -> None:
+        if hasattr(data, "read"):
+            data = data.read()
+        elif isinstance(data, Path) or (
+            isinstance(data, str) and not data_is_not_path and data.endswith(".html")
+        ):
+            data = Path(data).read_text(encoding="utf-8")
+        if not isinstance(data, str):
+            raise TypeError(f"Html is made of text or a path, not of {describe(data)}")
+        self.html = data
+
+    def log_to(self, run: ZMQRun, key: str, step: int | None) -> None:
+        run.log_text(key if key.endswith(".html") else f"{key}.html", self.html, step)
+
+
+class Table(Media):
+    """A table of columns and rows. Cells are logged as text, up to 10,000 rows."""
+
+    def __init__(
+        self,
+        columns: Sequence[Any] | None = None,
+        data: Any = None,
+        rows: Any = None,
+        dataframe: Any = None,
+        dtype: Any = None,
+        optional: bool | Sequence[bool] = True,
+        allow_mixed_types: bool = False,
+        log_mode: str | None = "IMMUTABLE",
+    ) -> None:
+        if dataframe is None and hasattr(data, "columns"):
+            dataframe, data = data, None
+        if dataframe is not None:
+            columns = list(dataframe.columns)
+            data = [list(row) for row in dataframe.itertuples(index=False, name=None)]
+        elif is_array(data):
+            data = to_host(data).tolist()
+        data = data if data is not None else rows
+        self.columns = ["Input", "Output", "Expected"] if columns is None else list(columns)
+        self.data: list[list[Any]] = []
+        for row in data if data is not None else ():
+            self.add_data(*row)
+
+    def add_data(self, *data: Any) -> None:
+        """Add a row.
+
+        Raises:
+            ValueError: it has not as many cells as there are columns.
+        """
+        if len(data) != len(self.columns):
+            raise ValueError(
+                f"a row of {len(data)} cells in a table of {len(self.columns)} columns"
+            )
+        self.data.append(list(data))
+
+    def add_column(self, name: str, data: Sequence[Any]) -> None:
+        """Add a column.
+
+        Raises:
+            ValueError: it has not as many cells as there are rows.
+        """
+        cells = to_host(data).tolist() if is_array(data) else list(data)
+        if self.data and len(cells) != len(self.data):
+            raise ValueError(f"a column of {len(cells)} cells in a table of {len(self.data)} rows")
+        self.data = [
+            [*row, cell] for row, cell in zip(self.data or [[]] * len(cells), cells, strict=True)
+        ]
+        self.columns.append(name)
+
+    def log_to(self, run: ZMQRun, key: str, step: int | None) -> None:
+        rows = [self.columns, ["---"] * len(self.columns), *self.data[:MAX_ROWS]]
+        text = "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
+        if len(self.data) > MAX_ROWS:
+            text += f"\n\n{len(self.data) - MAX_ROWS} more rows\n"
+        run.log_text(key if key.endswith(".md") else f"{key}.md", text, step)
+
+
+class _FileMedia(Media):
+    """Video, audio and what else W&B shows: carried as a file where it is one."""
+
+    def __init__(self, data_or_path: Any = None, *args: Any, **options: Any) -> None:
+        self._path: Path | None = None
+        if isinstance(data_or_path, (str, os.PathLike)) and Path(data_or_path).is_file():
+            self._path = Path(data_or_path)
+        caption = options.get("caption")
+        self._caption = str(caption) if caption is not None else None
+
+    def log_to(self, run: ZMQRun, key: str, step: int | None) -> None:
+        if self._path is None:
+            lose(run, type(self).__name__, "it has no tracker-neutral form unless it is a file")
+            return
+        run.log_artifact(self._path, f"{key}{self._path.suffix}", step)
+        if self._caption is not None:
+            run.log_text(f"{key}.caption", self._caption, step)
+
+
+class Video(_FileMedia): ...
+
+
+class Audio(_FileMedia): ...
+
+
+class Object3D(_FileMedia): ...
+
+
+class Molecule(_FileMedia): ...
+
+
+class Artifact:
+    """Files under one name; ``log_artifact`` logs them as ``NAME/PATH``."""
+
+    def __init__(
+        self,
+        name: str,
+        type: str,
+        description: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        incremental: bool = False,
+        use_as: str | None = None,
+    ) -> None:
+        self.name = name
+        self.type = type
+        self.description = description
+        self.metadata = dict(metadata or {})
+        self.files: list[tuple[Path, str]] = []
+
+    def add_file(
+        self, local_path: str | os.PathLike[str], name: str | None = None, **_: Any
+    ) -> None:
+        """Add a file.
+
+        Raises:
+            ValueError: there is none.
+        """
+        path = Path(local_path)
+        if not path.is_file():
+            raise ValueError(f"path is not a file: {path}")
+        self.files.append((path, name or path.name))
+
+    def add_dir(
+        self, local_path: str | os.PathLike[str], name: str | None = None, **_: Any
+    ) -> None:
+        """Add all files below a folder.
+
+        Raises:
+            ValueError: it is none.
+        """
+        folder = Path(local_path)
+        if not folder.is_dir():
+            raise ValueError(f"path is not a directory: {folder}")
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            inner = path.relative_to(folder).as_posix()
+            self.files.append((path, f"{name}/{inner}" if name else inner))
+
+    def wait(self, timeout: float | None = None) -> Artifact:
+        """Returns at once: logging it has read its files."""
+        return self
+
+
+def _pixels(data: Any) -> tuple[Any, str | None]:
+    """What an Image was given, and the meaning of its axes, as W&B reads it."""
+    if not is_array(data) or hasattr(data, "savefig"):
+        return data, None
+    layout = "CHW" if hasattr(data, "detach") and len(data.shape) == 3 else None
+    host = to_host(data)
+    if is_array(host) and host.dtype.kind == "f" and host.size and host.max() > 1:
+        return host.clip(0, 255).astype("uint8"), layout
+    return host, layout
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Media):
+        return f"({type(value).__name__})"
+    return str(value).replace("|", "\\|").replace("\n", "<br>")
