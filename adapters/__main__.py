@@ -88,6 +88,13 @@ def _take_stdout() -> TextIO:
     return answer
 
 
+def _tell(answer: TextIO, found: object) -> None:
+    try:
+        print(json.dumps(found), file=answer, flush=True)
+    except BrokenPipeError:  # who asks has died
+        _end_all()
+
+
 def check(answer: TextIO) -> int:
     """Answer a JSON list of adapter configurations with a line of JSON for each, in their order:
     a list of [path, message].
@@ -97,8 +104,7 @@ def check(answer: TextIO) -> int:
     for item in _questions():
         error = loader.check(AdapterConfig.model_validate(item))
         problems = error.problems if error is not None else ()
-        found = [[path, secrets.mask(text)] for path, text in problems]
-        print(json.dumps(found), file=answer, flush=True)
+        _tell(answer, [[path, secrets.mask(text)] for path, text in problems])
     return 0
 
 
@@ -107,17 +113,13 @@ def connect(answer: TextIO, timeout: float) -> int:
     # As we were started ourselves, up to our arguments.
     start = [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]]
     command = [*start, "--probe", "--timeout", str(timeout)]
-    configs = json.load(sys.stdin)
-    probe.try_all(
-        configs, timeout, command, lambda found: print(json.dumps(found), file=answer, flush=True)
-    )
+    probe.try_all(_questions(), timeout, command, lambda found: _tell(answer, found))
     return 0
 
 
 def probe_one(answer: TextIO, timeout: float) -> int:
     """Try the tracker of the one configuration that is on stdin."""
-    found = probe.try_one(json.load(sys.stdin), timeout)
-    print(json.dumps(found), file=answer, flush=True)
+    _tell(answer, probe.try_one(json.load(sys.stdin), timeout))
     return 0
 
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import signal
-import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from zmqtrack.config import AdapterConfig
 
-from .supervisor import COMMAND
+from .inquiry import Inquiry
 
 __all__ = ["Prober", "try_trackers"]
 
 log = logging.getLogger("zmqtrack.daemon")
 
-#: Seconds that its process may take for each tracker beside the time-out.
+#: Seconds that its process may be silent beside the time-out of a tracker.
 MARGIN = 40.0
 #: Who asks while one is under way waits for the next; no more than so many do.
 MAX_WAITING = 100
@@ -35,9 +31,8 @@ class Prober:
         self._waiting: list[tuple[float, Callable[[Findings], None]]] = []
         self._looking: threading.Thread | None = None
         self._answer: Callable[[Findings], None] = lambda found: None
-        self._process: subprocess.Popen[str] | None = None
+        self._inquiry = Inquiry()
         self._found: Findings = []
-        self._closed = False
 
     def ask(self, timeout: float, answer: Callable[[Findings], None]) -> None:
         """Have each tracker tried for ``timeout`` seconds, and tell ``answer`` what was found."""
@@ -60,20 +55,13 @@ class Prober:
 
     def _look(self, adapters: Sequence[AdapterConfig], timeout: float) -> None:
         try:
-            try_trackers(adapters, timeout, self._found.append, self._note)
+            try_trackers(adapters, timeout, self._found.append, self._inquiry)
         except OSError as error:  # no process to be had just now
             log.warning("the trackers cannot be tried: %s", error)
 
-    def _note(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        if self._closed:
-            _kill(process)
-
     def close(self) -> None:
         """Leave no process behind."""
-        self._closed = True
-        if self._process is not None:
-            _kill(self._process)
+        self._inquiry.close()
         if self._looking is not None:
             self._looking.join()
 
@@ -82,11 +70,12 @@ def try_trackers(
     adapters: Sequence[AdapterConfig],
     timeout: float,
     tell: Callable[[dict[str, Any]], None],
-    started: Callable[[subprocess.Popen[str]], None] = lambda process: None,
+    inquiry: Inquiry | None = None,
 ) -> None:
     """Tell of each tracker whether it can be used: ``adapter``, ``ok``, ``code`` and so on.
 
     See ``adapters/probe.py``. An external adapter's is tried where that runs, not here.
+    ``inquiry`` can end it from another thread.
 
     Raises:
         OSError: the process cannot be started.
@@ -99,42 +88,24 @@ def try_trackers(
             own.append(index)
     if not own:
         return
-    process = subprocess.Popen(
-        [*COMMAND, "--connect", "--timeout", str(timeout)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # so that all of it can be ended
-    )
-    started(process)
-    watch = threading.Timer((timeout + MARGIN) * len(own), _kill, [process])
-    watch.daemon = True
-    watch.start()
     missing = dict(enumerate(own))
-    try:
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            process.stdin.write(json.dumps([adapters[i].model_dump(mode="json") for i in own]))
-            process.stdin.close()
-        except BrokenPipeError:
-            pass  # it died at once
-        for line in process.stdout:
-            found = json.loads(line)
-            found["index"] = missing.pop(found["index"])
-            tell(found)
-    finally:
-        watch.cancel()
-        _kill(process)
-        process.wait()
+
+    def tell_whose(found: dict[str, Any]) -> None:
+        found["index"] = missing.pop(found["index"])
+        tell(found)
+
+    why = (inquiry or Inquiry()).ask(
+        ["--connect", "--timeout", str(timeout)],
+        [adapters[index] for index in own],
+        timeout + MARGIN,
+        tell_whose,
+    )
     for index in missing.values():
-        tell(_finding(index, adapters[index], "probe_died", "its tracker could not be tried"))
+        tell(
+            _finding(index, adapters[index], "probe_died", f"its tracker could not be tried: {why}")
+        )
 
 
 def _finding(index: int, adapter: AdapterConfig, code: str, detail: str) -> dict[str, Any]:
     found = {"index": index, "adapter": adapter.name, "ok": not code, "code": code}
     return {**found, "detail": detail, "advice": ""}
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)

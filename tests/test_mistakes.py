@@ -33,6 +33,19 @@ Path(__file__).with_name("imported").touch()
 time.sleep(600)
 """
 
+#: One whose tracker never answers, and which has started something.
+SLOW_PROBE = """
+import subprocess, time
+from pathlib import Path
+from zmqtrack.adapters.base import Adapter
+class Slow(Adapter):
+    def deliver(self, batches): pass
+    def probe(self, timeout):
+        subprocess.Popen(["sleep", "3600"])
+        Path(__file__).with_name("probed").touch()
+        time.sleep(3600)
+"""
+
 
 def told(*arguments: Any, command: list[str] = COMMAND, **options: Any) -> tuple[int, str, str]:
     """Exit code, stdout and stderr, in which no traceback may stand."""
@@ -178,6 +191,23 @@ def test_ctrl_c_ends_a_check_and_a_start_with_all_their_processes(
     code, out, error = interrupted(process)
     assert code in (130, -signal.SIGINT)  # a shell shows both as 130
     assert (out, error) == ("", "")
+    assert not psutil.wait_procs(children, timeout=PATIENCE)[1]
+
+
+def test_ctrl_c_ends_a_check_of_trackers_with_all_that_they_have_started(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_PROBE)
+    config = tmp_path / "zmqtrack.yaml"
+    config.write_text("adapters: [{type: slow:Slow}]\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    process = start(*COMMAND, "check", "--connect", str(config), env=environment)
+    deadline = time.monotonic() + PATIENCE
+    while not (tmp_path / "probed").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert "sleep" in [child.name() for child in children]
+    code, out, error = interrupted(process)
+    assert (code, out, error) == (130, f"{config}: good, 1 adapters\n", "")
     assert not psutil.wait_procs(children, timeout=PATIENCE)[1]
 
 
