@@ -533,10 +533,12 @@ class Control:
 
         A client repeats itself while it waits: what counts is when it asked first.
         """
-        asked = (identity, request.get("id"))
-        if asked[1] is None or asked not in [(d[1], d[2].get("id")) for d in self._drains]:
-            self._drains.append((self._journal.head, identity, request))
-            self._drains = self._drains[-100:]  # who asked so long ago has given up
+        head, ident = self._journal.head, request.get("id")
+        for offset, who, first in self._drains:
+            if ident is not None and (who, first.get("id")) == (identity, ident):
+                head = offset
+        self._drains.append((head, identity, request))
+        self._drains = self._drains[-100:]  # who asks again has given the older one up
         self._answer_drains()
 
     def _answer_drains(self) -> None:
