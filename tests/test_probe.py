@@ -117,7 +117,7 @@ def check(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_an_adapter_of_ones_own_says_what_it_finds_and_may_go_wrong_in_any_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(probe, "START", 9.0)  # of seven at a time, on a busy machine
+    monkeypatch.setattr(probe, "START", 12.0)  # of seven at a time, on a busy machine
     kinds = ("good", "told", "breaks", "dies", "hangs")
     found = try_all(
         *[{"type": "odd:Odd", "name": what, "options": {"what": what}} for what in kinds],
