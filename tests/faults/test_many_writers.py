@@ -18,7 +18,6 @@ from many_sites import name
 import zmqtrack
 from harness import Daemon, jsonl
 from oracle import BLOCK, HERE, Site, check, check_order, read_jsonl
-from zmqtrack.link import Link
 from zmqtrack.sender import Sender
 
 Make = Callable[..., Daemon]
@@ -235,9 +234,9 @@ def test_a_run_that_logs_nothing_rests_and_the_next_record_wakes_it(
     turns = []
     turn = Sender._turn
 
-    def counted(self: Sender, own: Link) -> None:
+    def counted(self: Sender) -> None:
         turns.append(time.monotonic())
-        turn(self, own)
+        turn(self)
 
     monkeypatch.setattr(Sender, "_turn", counted)
     monkeypatch.setattr("zmqtrack.sender.DOZE", 3600.0)
