@@ -190,7 +190,7 @@ def test_a_training_that_is_killed_ends_as_killed_with_all_that_it_had_logged(pl
 def test_a_signal_is_handed_on_and_what_was_logged_is_delivered(
     place: Place, number: str, code: int, end: str
 ) -> None:
-    script = place.script(LOGS_ON.format(then="time.sleep(60)"))
+    script = place.script(LOGS_ON.format(then="while True: time.sleep(0.2)"))
     process = place.start("--", *script)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(getattr(signal, number))
