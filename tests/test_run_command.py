@@ -215,6 +215,29 @@ def test_the_exit_code_comes_back_where_the_parent_ignores_that_its_children_end
     place.assert_clean()
 
 
+@pytest.mark.parametrize("option", ["--verbose", "--json"])
+def test_a_full_disk_below_stderr_keeps_no_training_from_running(place: Place, option: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = place.start(option, "--", "touch", "ran", stderr=full)
+        assert process.wait(PATIENCE) == 0
+        failed = place.start(option, "--to", "nothing", "--", "touch", "ran", stderr=full)
+        assert failed.wait(PATIENCE) == 2
+    assert (place.folder / "ran").exists()
+    place.assert_clean()
+
+
+def test_the_exit_code_is_the_training_s_though_nobody_reads_any_more(place: Place) -> None:
+    """As with `2>&1 | head -1`."""
+    process = place.start("--", "sh", "-c", "read line; exit 5", stdin=subprocess.PIPE)
+    assert process.stderr is not None
+    assert "records go to jsonl" in process.stderr.readline()
+    process.stderr.close()
+    process.stderr = None
+    process.communicate("go on\n", timeout=PATIENCE)
+    assert process.returncode == 5
+    place.assert_clean()
+
+
 class Terminal:
     """A process at a terminal of its own, in its foreground."""
 

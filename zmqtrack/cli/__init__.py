@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+from typing import TextIO
 
 __all__ = ["main"]
 
@@ -26,9 +27,7 @@ def main() -> int:
         with contextlib.suppress(OSError):
             print(f"{name}{error.strerror or error}", file=sys.stderr)
         code = 1
-    # Python would try again at its end to write what nobody takes.
-    with contextlib.suppress(OSError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _give_up(sys.stdout)
     return code
 
 
@@ -50,9 +49,19 @@ def _command() -> int:
 
 
 def _finish(code: int) -> int:
-    """``code``, after all that was printed has been taken."""
+    """``code``, after all that was printed has been taken; what was said, if it can be."""
+    try:
+        print(end="", file=sys.stderr, flush=True)
+    except OSError:
+        _give_up(sys.stderr)
     print(end="", flush=True)
     return code
+
+
+def _give_up(stream: TextIO) -> None:
+    """Python would try again at its end to write what nobody takes."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

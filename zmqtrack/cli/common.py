@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -24,6 +24,7 @@ __all__ = [
     "fail",
     "print_json",
     "seconds",
+    "tell",
     "where",
 ]
 
@@ -84,8 +85,14 @@ def daemon(address: str | None, key_file: Path | None) -> Iterator[ControlClient
         client.close()
 
 
+def tell(message: str) -> None:
+    """Say it on stderr. That nobody reads it, or its disk is full, changes nothing else."""
+    with suppress(OSError):
+        typer.echo(message, err=True)
+
+
 def fail(message: str, code: int = 1) -> NoReturn:
-    typer.echo(message, err=True)
+    tell(message)
     raise typer.Exit(code)
 
 

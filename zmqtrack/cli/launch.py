@@ -20,7 +20,7 @@ from ..config import Config, load
 from ..errors import ConfigError
 from ..records import RunKey
 from . import results, show
-from .common import fail, seconds
+from .common import fail, seconds, tell
 from .lastline import LastLine
 from .private import EX_CONFIG, OUT, CannotServe, Private, leftovers
 
@@ -175,9 +175,9 @@ def _explain(error: CannotServe, plan: Plan) -> int:
         command = [sys.executable, "-m", "zmqtrack.daemon", "--check", "--config", str(plan.file)]
         checked = subprocess.run(command, capture_output=True, text=True, check=False)
         if checked.returncode == EX_CONFIG:
-            typer.echo(checked.stderr.rstrip(), err=True)
+            tell(checked.stderr.rstrip())
             return EX_CONFIG
-    typer.echo(f"zmqtrack: the daemon does not start, and nothing was run:\n{error}", err=True)
+    tell(f"zmqtrack: the daemon does not start, and nothing was run:\n{error}")
     return error.code
 
 
@@ -233,7 +233,7 @@ class Say:
             self.problem(text)
 
     def problem(self, text: str) -> None:
-        typer.echo(f"zmqtrack: {text}", err=True)
+        tell(f"zmqtrack: {text}")
 
 
 # --- one launch ------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ class Launch:
         if plan.resume is None and not facts["kept"]:
             self._deliver_leftovers()
         if self._say.as_json:
-            typer.echo(json.dumps(facts), err=True)  # the last line
+            tell(json.dumps(facts))  # the last line
         return code if command else int(not facts["delivered"])
 
     def _serve(
@@ -461,7 +461,7 @@ class Launch:
             undelivered = adapter["behind"] != 0 or adapter["dead_letters"]
             (problem if undelivered else fact)(_line(name, adapter))
             if adapter["look"] and not self._say.quiet:
-                typer.echo(f"    {adapter['look']}", err=True)
+                tell(f"    {adapter['look']}")
             for reason, n in adapter["in_part"].items():
                 problem(f"{name}: {n:,} × {reason}")
         for loss in facts["losses"]:
@@ -478,10 +478,10 @@ class Launch:
         again = f"    zmqtrack run --resume {facts['kept']}"
         if facts["delivered"]:
             problem("to see what was refused, and why:")
-            typer.echo(f"{again} -- zmqtrack dlq list", err=True)
+            tell(f"{again} -- zmqtrack dlq list")
         else:
             problem("the next `zmqtrack run` here tries again; or now:")
-            typer.echo(again, err=True)
+            tell(again)
 
 
 def _open(status: dict[str, Any] | None) -> bool:
