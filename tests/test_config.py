@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -197,6 +198,15 @@ def test_a_fault_in_an_included_file_names_that_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(main)
     assert str(caught.value).startswith(f"{bad}:3: flush: unknown key; did you mean")
+
+
+@pytest.mark.parametrize("pattern", ["", "/", ".", "./", "a**b/*.yaml"])
+def test_an_include_that_is_no_pattern_is_named(tmp_path: Path, pattern: str) -> None:
+    said = f"{pattern!r} is no pattern of files; write for example adapters.d/*.yaml"
+    (alone,) = _problems(tmp_path, f"daemon: {{}}\ninclude: {json.dumps(pattern)}\n")
+    assert alone.startswith(f"2: include: {said}")
+    (among,) = _problems(tmp_path, f"include:\n- a.d/*.yaml\n- {json.dumps(pattern)}\n")
+    assert among.startswith(f"3: include.1: {said}")
 
 
 @pytest.mark.parametrize(

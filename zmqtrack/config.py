@@ -378,7 +378,7 @@ def load(path: Path) -> Located:
     if config is not None:
         adapters = list(config.adapters)
         places = [(path, child) for child in _items(_child(node, "adapters"))]
-        for file in _included(path, config.include):
+        for file in _included(path, config.include, node, problems):
             more = _load_adapters(file, problems)
             adapters += [adapter for adapter, _ in more]
             places += [(file, child) for _, child in more]
@@ -456,14 +456,26 @@ def _find_files(adapters: Iterable[AdapterConfig], file: Path) -> None:
                 secret.file = (file.parent / secret.file).absolute()
 
 
-def _included(path: Path, patterns: str | list[str] | None) -> list[Path]:
-    names = [patterns] if isinstance(patterns, str) else patterns or []
+def _included(
+    path: Path, patterns: str | list[str] | None, node: yaml.Node, problems: list[str]
+) -> list[Path]:
     files: list[Path] = []
-    for name in names:
+    for index, name in enumerate([patterns] if isinstance(patterns, str) else patterns or []):
         base, pattern = path.parent, name
         if Path(name).is_absolute():
             base, pattern = Path("/"), name.lstrip("/")
-        files += sorted(base.glob(pattern))
+        try:
+            parts = Path(pattern).parts
+            # Which of these glob takes differs between versions of Python.
+            if not parts or any("**" in part for part in parts if part != "**"):
+                raise ValueError
+            files += sorted(base.glob(pattern))
+        except (ValueError, OSError):
+            keys = ("include",) if isinstance(patterns, str) else ("include", index)
+            problems.append(
+                f"{_at(path, node, keys)}: {name!r:.200} is no pattern of files; write for example "
+                "adapters.d/*.yaml; '**' stands for folders, alone: **/*.yaml"
+            )
     return files
 
 
@@ -556,9 +568,14 @@ def _validate(
         return model.model_validate(data)
     except ValidationError as error:
         for keys, message in problems_of(error, model):
-            dotted = ".".join(str(key) for key in keys) or "(top)"
-            problems.append(f"{path}:{_line(node, keys)}: {dotted}: {message}")
+            problems.append(f"{_at(path, node, keys)}: {message}")
         return None
+
+
+def _at(path: Path, node: yaml.Node, keys: tuple[str | int, ...]) -> str:
+    """``file:line: key``"""
+    dotted = ".".join(str(key) for key in keys) or "(top)"
+    return f"{path}:{_line(node, keys)}: {dotted}"
 
 
 def _known(model: type[BaseModel], path: Iterable[str | int]) -> list[str]:
