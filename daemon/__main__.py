@@ -112,6 +112,7 @@ def serve(path: Path, config: Config, notifier: Notifier) -> int:
             "insecure: anybody who reaches %s can log as any site, and read and stop everything",
             address,
         )
+    configuration.warn(config)
     log.info("listening at %s, journal in %s", address, config.daemon.state_dir)
 
     def how_it_goes() -> str:

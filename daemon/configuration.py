@@ -15,7 +15,7 @@ from .broker import Broker
 from .inquiry import Inquiry
 from .supervisor import Supervisor
 
-__all__ = ["Outcome", "Reloader", "read", "read_located"]
+__all__ = ["Outcome", "Reloader", "read", "read_located", "warn"]
 
 log = logging.getLogger("zmqtrack.daemon")
 
@@ -103,6 +103,15 @@ def _problems(
     return problems
 
 
+def warn(config: Config) -> None:
+    """Log what is allowed, and may not be what was meant."""
+    if not config.adapters:
+        log.warning(
+            "there are no adapters: records are journalled and go nowhere; add some below "
+            "'adapters' or 'include'"
+        )
+
+
 class Reloader:
     """Reads ``path`` again beside the daemon's loop, and then puts it in force between two turns.
 
@@ -167,6 +176,7 @@ class Reloader:
         if isinstance(self._read, Config):
             outcome = self._apply(self._read)
             log.info("reloaded %s: %s", self._path, outcome)
+            warn(self._read)
         else:
             outcome = Outcome(self._read, [], [], [], [])
             for line in str(outcome).splitlines():

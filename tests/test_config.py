@@ -202,11 +202,20 @@ def test_a_fault_in_an_included_file_names_that_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pattern", ["", "/", ".", "./", "a**b/*.yaml"])
 def test_an_include_that_is_no_pattern_is_named(tmp_path: Path, pattern: str) -> None:
-    said = f"{pattern!r} is no pattern of files; write for example adapters.d/*.yaml"
+    said = f"{pattern!r}: no pattern of files; write for example adapters.d/*.yaml"
     (alone,) = _problems(tmp_path, f"daemon: {{}}\ninclude: {json.dumps(pattern)}\n")
     assert alone.startswith(f"2: include: {said}")
     (among,) = _problems(tmp_path, f"include:\n- a.d/*.yaml\n- {json.dumps(pattern)}\n")
     assert among.startswith(f"3: include.1: {said}")
+
+
+def test_an_include_without_wildcards_names_a_file_that_must_be_there(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("type: jsonl\n")
+    (tmp_path / "dangling.yaml").symlink_to("nowhere")
+    for name in ("oen.yaml", "dangling.yaml", "one.yaml/two.yaml", str(tmp_path / "oen.yaml")):
+        (problem,) = _problems(tmp_path, f"include: [no.d/*.yaml, one.yaml, {name}]\n")
+        assert problem.startswith(f"1: include.2: {name!r}: No")
+        assert problem.endswith("; name a file, or a pattern if there may be none: *.yaml")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -285,6 +286,18 @@ def test_a_reload_that_hangs_ends_with_its_daemon(
     processes = importing(hanging)
     end(served)
     assert not psutil.wait_procs(processes, timeout=PATIENCE)[1]
+
+
+def test_a_daemon_without_adapters_says_that_records_go_nowhere(tmp_path: Path) -> None:
+    nowhere = r"WARNING \[zmqtrackd\] there are no adapters: records are journalled and go nowhere"
+    place = Place(tmp_path / "none")
+    with place as served:
+        assert re.search(nowhere, served.log)
+        served.add("first")
+        served.reload()
+        served.remove("first")
+        served.reload()
+    assert len(re.findall(nowhere, place.log)) == 2
 
 
 def test_sighup_reloads(served: Place) -> None:

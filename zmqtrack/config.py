@@ -322,7 +322,9 @@ class Config(_Section):
     daemon: DaemonConfig = Field(default_factory=lambda: DaemonConfig.model_validate({}))
     adapters: list[AdapterConfig] = Field(default_factory=list)
     include: str | list[str] | None = Field(
-        None, description="More files of adapters, as glob patterns relative to this file."
+        None,
+        description="More files of adapters, as glob patterns relative to this file; a name "
+        "without wildcards must be there.",
     )
 
 
@@ -461,22 +463,37 @@ def _included(
 ) -> list[Path]:
     files: list[Path] = []
     for index, name in enumerate([patterns] if isinstance(patterns, str) else patterns or []):
-        base, pattern = path.parent, name
-        if Path(name).is_absolute():
-            base, pattern = Path("/"), name.lstrip("/")
         try:
-            parts = Path(pattern).parts
-            # Which of these glob takes differs between versions of Python.
-            if not parts or any("**" in part for part in parts if part != "**"):
-                raise ValueError
-            files += sorted(base.glob(pattern))
-        except (ValueError, OSError):
+            files += _matching(path.parent, name)
+        except (ValueError, OSError) as error:
             keys = ("include",) if isinstance(patterns, str) else ("include", index)
-            problems.append(
-                f"{_at(path, node, keys)}: {name!r:.200} is no pattern of files; write for example "
-                "adapters.d/*.yaml; '**' stands for folders, alone: **/*.yaml"
-            )
+            why = str(error)
+            if isinstance(error, OSError):
+                why = f"{error.strerror}; name a file, or a pattern if there may be none: *.yaml"
+            problems.append(f"{_at(path, node, keys)}: {name!r:.200}: {why}")
     return files
+
+
+def _matching(base: Path, pattern: str) -> list[Path]:
+    """The files below ``base``; a name without wildcards is one that must be there.
+
+    Raises:
+        ValueError: the pattern is none.
+        OSError: it is not, or nobody can look.
+    """
+    if Path(pattern).is_absolute():
+        base, pattern = Path("/"), pattern.lstrip("/")
+    parts = Path(pattern).parts
+    # Which of these glob takes differs between versions of Python.
+    if not parts or any("**" in part for part in parts if part != "**"):
+        raise ValueError(
+            "no pattern of files; write for example adapters.d/*.yaml; '**' stands for folders, "
+            "alone: **/*.yaml"
+        )
+    if not any(mark in pattern for mark in "*?["):
+        (base / pattern).stat()
+        return [base / pattern]
+    return sorted(base.glob(pattern))
 
 
 class _Loader(yaml.SafeLoader):
