@@ -16,17 +16,21 @@ import sys
 from pathlib import Path
 
 from zmqtrack import __version__, logs
-from zmqtrack.config import Config
 from zmqtrack.errors import ConfigError, KeyFileError, ZMQTrackError
 
-from . import checking, configuration
-from .broker import Broker
-from .configuration import Reloader
-from .journal import Journal
-from .prober import Prober
-from .supervisor import Supervisor
-from .systemd import Notifier, summary
-from .telemetry import Telemetry
+try:
+    from zmqtrack.config import Config
+
+    from . import checking, configuration
+    from .broker import Broker
+    from .configuration import Reloader
+    from .journal import Journal
+    from .prober import Prober
+    from .supervisor import Supervisor
+    from .systemd import Notifier, summary
+    from .telemetry import Telemetry
+except ImportError as missing:
+    sys.exit(f"zmqtrackd needs {missing.name}: pip install 'zmqtrack[daemon]'")
 
 EX_CONFIG = 78
 #: Open files that we ask for: each writer has two connections, and the usual limit is 1024.

@@ -29,7 +29,10 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for libs in source.parent.glob("pyzmq.libs"):
             if not (site / libs.name).exists():
                 (site / libs.name).symlink_to(libs)
-    (site / "zmqtrack").symlink_to(Path(zmqtrack.__file__).parent)
+    (site / "zmqtrack").mkdir()
+    ours = Path(zmqtrack.__file__).parent
+    for path in (*ours.iterdir(), ours.parent / "daemon", ours.parent / "adapters"):
+        (site / "zmqtrack" / path.name).symlink_to(path)
     return folder / "bin" / "python"
 
 
@@ -71,3 +74,19 @@ import numpy_is_not_here
     assert sorted(set(types)) == ["histogram", "image", "metric", "param", "run", "text"]
     assert "loss" in [line["key"] for line in read_jsonl(out, "e", "r", "tb")]
     assert sys.executable != str(bare)
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        ("zmqtrack.daemon", "zmqtrackd needs yaml: pip install 'zmqtrack[daemon]'\n"),
+        ("zmqtrack.cli", "zmqtrack's commands need typer: pip install 'zmqtrack[daemon]'\n"),
+    ],
+)
+def test_a_command_without_its_extra_names_it_in_a_line(
+    bare: Path, tmp_path: Path, module: str, says: str
+) -> None:
+    done = subprocess.run(
+        [bare, "-m", module, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", says)
