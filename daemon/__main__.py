@@ -65,8 +65,11 @@ def main() -> int:
     except KeyFileError as error:
         log.error("%s", error)
         return EX_CONFIG
-    except (ZMQTrackError, sqlite3.Error, OSError) as error:
+    except (ZMQTrackError, sqlite3.Error) as error:
         log.error("%s", error)
+        return 1
+    except OSError as error:
+        log.error("%s: %s", error.filename or "the system", error.strerror or error)
         return 1
 
 

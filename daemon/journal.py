@@ -85,14 +85,22 @@ class Journal:
     """Opened in ``state_dir``, which it locks against a second daemon.
 
     Raises:
-        JournalError: it is in use (names the holder's PID), damaged, or not ours.
+        JournalError: it is in use (names the holder's PID), damaged, not ours, or no folder that
+            can be written.
     """
 
     def __init__(self, state_dir: Path) -> None:
-        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path = state_dir / "journal.db"
         self._suspect = state_dir / "journal.suspect"  # damage was met: look closely at the start
-        self._lock = _lock(state_dir / "lock")
+        try:
+            state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = _lock(state_dir / "lock")
+        except OSError as error:
+            why = "is no folder" if isinstance(error, FileExistsError) else error.strerror
+            raise JournalError(
+                f"daemon.state_dir: {state_dir} cannot be used: {error.filename or 'it'}: {why}. "
+                "Name a folder that this user can make, or write"
+            ) from None
         try:
             self._db = open_database(self.path, self._suspect)
             meta = dict(self._db.execute("SELECT key, value FROM meta"))

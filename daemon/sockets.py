@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import zmq
 
 from zmqtrack import wire
@@ -24,6 +26,15 @@ MAX_FRAME: dict[int, int] = {
 }
 #: What each socket is called when somebody wants to come in.
 DOMAINS: dict[int, str] = {zmq.PULL: "ingest", zmq.XPUB: "publish", zmq.ROUTER: "control"}
+_NOT_OURS = "This machine has no such address: write one of its own, or its name"
+#: What may be wrong where an address cannot be bound, by ZeroMQ's errno.
+_HINTS = {
+    errno.EADDRINUSE: "Is another daemon running, or the port in use? Set another address",
+    errno.EADDRNOTAVAIL: _NOT_OURS,
+    errno.ENODEV: _NOT_OURS,
+    errno.EACCES: "Ports below 1024 are for root, and a local socket takes a folder to write in",
+    errno.ENOENT: "A local socket takes a folder that is there: make it, or name another",
+}
 #: A connection that has not said who it is in so long (ms) is ended.
 HANDSHAKE_MS = 10_000
 
@@ -54,8 +65,9 @@ def bind(
         # "*" is ZeroMQ's word for a free port.
         socket.bind(f"{address[:-2]}:*" if address.endswith(":0") else address)
     except zmq.ZMQError as error:
+        code = error.errno or 0
+        hint = _HINTS.get(code, "Set another address")
         raise ZMQTrackError(
-            f"cannot listen at {address}: {zmq.strerror(error.errno or 0)}. Is another daemon "
-            "running, or the port in use? Set another address in the configuration"
+            f"daemon.{DOMAINS[kind]}: cannot listen at {address}: {zmq.strerror(code)}. {hint}"
         ) from None
     return socket, socket.get_string(zmq.LAST_ENDPOINT)

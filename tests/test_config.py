@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -236,9 +237,9 @@ def test_the_other_addresses_follow_from_control(
     assert (config.ingest, config.publish) == (ingest, publish)
 
 
-def _start(path: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def _start(path: Path, command: Sequence[str] = (), **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "zmqtrack.daemon", "--config", str(path)],
+        [*command, sys.executable, "-m", "zmqtrack.daemon", "--config", str(path)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -391,6 +392,36 @@ def test_an_address_in_use_is_said_without_a_traceback(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Address already in use. Is another daemon running" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+#: Takes from root what lets it write everywhere.
+AS_ANYBODY = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("state_dir", "/proc/x", "/proc/x cannot be used: /proc/x: No such file or directory. N"),
+        ("state_dir", "file", "file cannot be used: file: is no folder. Name a folder that"),
+        ("state_dir", "ours/x", "ours/x cannot be used: ours/x: Permission denied. Name a folder"),
+        ("control", "tcp://no.invalid:5555", "cannot listen at %: No such device. This machine"),
+        ("ingest", "tcp://192.0.2.1:1", "cannot listen at %: Cannot assign requested address. Th"),
+        ("publish", "ipc://ours/a", "cannot listen at %: Permission denied. Ports below 1024"),
+        ("control", "ipc://no/a", "cannot listen at %: No such file or directory. A local socket"),
+    ],
+)
+def test_what_the_system_refuses_is_named_with_its_key_and_a_hint_that_fits(
+    tmp_path: Path, key: str, value: str, says: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "ours").mkdir(mode=0o555)
+    path = tmp_path / "zmqtrack.yaml"
+    daemon = {"control": "tcp://127.0.0.1:0", "insecure": True, key: value}
+    path.write_text(yaml.safe_dump({"daemon": daemon}))
+    done = _start(path, command=AS_ANYBODY)
+    assert done.returncode == 1
+    (error,) = (line for line in done.stderr.splitlines() if line.startswith("ERROR"))
+    assert error.startswith(f"ERROR [zmqtrackd] daemon.{key}: {says.replace('%', value)}")
 
 
 @pytest.mark.parametrize("name", ["zmqtrack.yaml", "reference.yaml"])
