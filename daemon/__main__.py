@@ -55,7 +55,7 @@ def main() -> int:
     if arguments.check:
         return _check(arguments)
     try:
-        config = configuration.read(arguments.config)
+        config = configuration.read_located(arguments.config).config
     except ConfigError as error:
         logs.complain(str(error))
         return EX_CONFIG

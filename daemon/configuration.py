@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from zmqtrack.config import AdapterConfig, Config, DaemonConfig, Located, load
-from zmqtrack.errors import ConfigError, ZMQTrackError
+from zmqtrack.errors import ConfigError, KeyFileError, ZMQTrackError
+from zmqtrack.keyring import KeyRing
 
 from .broker import Broker
 from .inquiry import Inquiry
@@ -69,11 +71,25 @@ def read(path: Path, inquiry: Inquiry | None = None) -> Config:
     Raises:
         ConfigError: see :func:`zmqtrack.config.load`.
     """
-    return read_located(path, inquiry).config
+    return _read(path, inquiry).config
 
 
-def read_located(path: Path, inquiry: Inquiry | None = None) -> Located:
-    """The same, with the place of each adapter."""
+def read_located(path: Path) -> Located:
+    """The same, with the place of each adapter, as for a start: the folder of keys is looked at."""
+    located = _read(path)
+    keys = located.config.daemon.keys
+    # systemd hands credentials to the service's main process, and not to its `ExecReload`.
+    given = os.environ.get("CREDENTIALS_DIRECTORY")
+    if keys is not None and (given is None or os.access(given, os.X_OK)):
+        try:
+            KeyRing(keys).clients()
+        except (KeyFileError, OSError) as error:
+            told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+            raise ConfigError([f"{located.at('daemon', 'keys')}: {told}"]) from None
+    return located
+
+
+def _read(path: Path, inquiry: Inquiry | None = None) -> Located:
     located = load(path)
     problems = _problems(located.config.adapters, inquiry or Inquiry())
     if problems:

@@ -127,16 +127,27 @@ def test_a_client_that_was_tampered_with_lets_nobody_in(
     assert "does not say" in bad(tmp_path, "list", "--keys", "keys")
 
 
-def test_check_looks_at_the_keys_too(tmp_path: Path) -> None:
+def test_check_and_start_look_at_the_keys_and_name_file_line_and_key(tmp_path: Path) -> None:
     config = tmp_path / "zmqtrack.yaml"
-    config.write_text("daemon: {keys: keys}\n")
-    command = [sys.executable, "-m", "zmqtrack.cli", "check"]
-    for exit_code, said in ((78, "keys has no server.key"), (0, "")):
+    config.write_text("daemon:\n  keys: keys\n")
+    check = [sys.executable, "-m", "zmqtrack.cli", "check"]
+    start = [sys.executable, "-m", "zmqtrack.daemon", "--config", str(config)]
+
+    def told(command: list[str]) -> tuple[int, str]:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-        assert done.returncode == exit_code
-        assert said in done.stderr
-        if exit_code:
-            good(tmp_path, "init", "keys")
+        return done.returncode, done.stderr
+
+    code, said = told(check)
+    assert code == 78 and said.startswith("zmqtrack.yaml:2: daemon.keys: keys has no server.key")
+    code, said = told(start)
+    assert code == 78 and said.startswith(f"{config}:2: daemon.keys: keys has no server.key")
+    good(tmp_path, "init", "keys")
+    assert told(check) == (0, "")
+    (tmp_path / "keys" / "clients").rmdir()
+    code, said = told(check)
+    assert code == 78
+    place = "zmqtrack.yaml:2: daemon.keys: keys/clients"
+    assert said == f"{place} cannot be read: No such file or directory\n"
 
 
 def test_a_change_by_hand_is_seen(tmp_path: Path) -> None:

@@ -344,10 +344,17 @@ def _derived(control: str, shift: int, suffix: str) -> str:
 class Located:
     """A configuration that was loaded, with the place of each key for later messages."""
 
-    def __init__(self, config: Config, places: list[tuple[Path, yaml.Node]], main: Path) -> None:
+    def __init__(
+        self, config: Config, places: list[tuple[Path, yaml.Node]], main: Path, node: yaml.Node
+    ) -> None:
         self.config = config
         self.path = main
         self._places = places
+        self._node = node
+
+    def at(self, *keys: str | int) -> str:
+        """``file:line: key`` of a key of the main file."""
+        return _at(self.path, self._node, keys)
 
     def where(self, adapter: int, path: Iterable[str | int] = ()) -> str:
         """``file:line: adapters[NAME].key`` of a key below an adapter."""
@@ -386,7 +393,7 @@ def load(path: Path) -> Located:
             places += [(file, child) for _, child in more]
     if config is None or problems:
         raise ConfigError(problems)
-    located = Located(config.model_copy(update={"adapters": adapters}), places, path)
+    located = Located(config.model_copy(update={"adapters": adapters}), places, path, node)
     seen: dict[str | None, int] = {}
     for index, adapter in enumerate(adapters):
         if adapter.name in seen:
