@@ -19,7 +19,7 @@ from zmqtrack import __version__, logs
 from zmqtrack.errors import ConfigError, KeyFileError, ZMQTrackError
 
 try:
-    from zmqtrack.config import Config
+    from zmqtrack.config import Config, Located, load
 
     from . import checking, configuration
     from .broker import Broker
@@ -55,13 +55,14 @@ def main() -> int:
     if arguments.check:
         return _check(arguments)
     try:
-        config = configuration.read_located(arguments.config).config
+        located = configuration.read_located(arguments.config)
     except ConfigError as error:
         logs.complain(str(error))
         return EX_CONFIG
-    logs.configure(config.daemon.log_level, config.daemon.log_format, "zmqtrackd")
+    daemon = located.config.daemon
+    logs.configure(daemon.log_level, daemon.log_format, "zmqtrackd")
     try:
-        return serve(arguments.config, config, notifier)
+        return serve(located, notifier)
     except KeyFileError as error:
         log.error("%s", error)
         return EX_CONFIG
@@ -81,6 +82,9 @@ def _check(arguments: argparse.Namespace) -> int:
             timeout=arguments.timeout,
             as_json=arguments.json,
         )
+        if code != EX_CONFIG:
+            for hint in load(arguments.config).hints():
+                print(hint, file=sys.stderr)
         print(end="", flush=True)
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # of which who read has seen enough
@@ -91,8 +95,9 @@ def _check(arguments: argparse.Namespace) -> int:
     return code
 
 
-def serve(path: Path, config: Config, notifier: Notifier) -> int:
+def serve(located: Located, notifier: Notifier) -> int:
     """Run until SIGTERM or SIGINT, then stop in order: what came in goes out."""
+    config = located.config
     stopping: list[int] = []
     hangups: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -110,7 +115,7 @@ def serve(path: Path, config: Config, notifier: Notifier) -> int:
     )
     children.update(config.adapters, config.daemon)
     broker.restarts = children.restarts
-    reloader = Reloader(path, broker, children, notifier.on_reload)
+    reloader = Reloader(located.path, broker, children, notifier.on_reload)
     broker.on_reload = reloader.ask
     prober = Prober(lambda: children.adapters)
     broker.on_probe = prober.ask
@@ -119,7 +124,7 @@ def serve(path: Path, config: Config, notifier: Notifier) -> int:
             "insecure: anybody who reaches %s can log as any site, and read and stop everything",
             address,
         )
-    configuration.warn(config)
+    configuration.warn(located)
     log.info("listening at %s, journal in %s", address, config.daemon.state_dir)
 
     def how_it_goes() -> str:

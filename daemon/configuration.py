@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
         return text
 
 
-def read(path: Path, inquiry: Inquiry | None = None) -> Config:
+def read(path: Path, inquiry: Inquiry | None = None) -> Located:
     """The configuration, its adapters' types and options checked too; takes a second or so.
 
     ``inquiry`` can end it from another thread.
@@ -71,12 +71,18 @@ def read(path: Path, inquiry: Inquiry | None = None) -> Config:
     Raises:
         ConfigError: see :func:`zmqtrack.config.load`.
     """
-    return _read(path, inquiry).config
+    located = load(path)
+    problems = _problems(located.config.adapters, inquiry or Inquiry())
+    if problems:
+        raise ConfigError(
+            [f"{located.where(index, keys)}: {message}" for index, keys, message in problems]
+        )
+    return located
 
 
 def read_located(path: Path) -> Located:
-    """The same, with the place of each adapter, as for a start: the folder of keys is looked at."""
-    located = _read(path)
+    """The same as for a start: the folder of keys is looked at too."""
+    located = read(path)
     keys = located.config.daemon.keys
     # systemd hands credentials to the service's main process, and not to its `ExecReload`.
     given = os.environ.get("CREDENTIALS_DIRECTORY")
@@ -86,16 +92,6 @@ def read_located(path: Path) -> Located:
         except (KeyFileError, OSError) as error:
             told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
             raise ConfigError([f"{located.at('daemon', 'keys')}: {told}"]) from None
-    return located
-
-
-def _read(path: Path, inquiry: Inquiry | None = None) -> Located:
-    located = load(path)
-    problems = _problems(located.config.adapters, inquiry or Inquiry())
-    if problems:
-        raise ConfigError(
-            [f"{located.where(index, keys)}: {message}" for index, keys, message in problems]
-        )
     return located
 
 
@@ -119,9 +115,11 @@ def _problems(
     return problems
 
 
-def warn(config: Config) -> None:
+def warn(located: Located) -> None:
     """Log what is allowed, and may not be what was meant."""
-    if not config.adapters:
+    for hint in located.hints():
+        log.warning("%s", hint)
+    if not located.config.adapters:
         log.warning(
             "there are no adapters: records are journalled and go nowhere; add some below "
             "'adapters' or 'include'"
@@ -148,7 +146,7 @@ class Reloader:
         self._asked = False
         self._waiting: list[Callable[[Outcome], None]] = []  # who is answered by this reload
         self._reading: threading.Thread | None = None
-        self._read: Config | list[str] = []
+        self._read: Located | list[str] = []
         self._inquiry = Inquiry()
 
     def ask(self, answer: Callable[[Outcome], None] | None = None) -> None:
@@ -189,8 +187,8 @@ class Reloader:
 
     def _finish(self) -> None:
         self._reading = None
-        if isinstance(self._read, Config):
-            outcome = self._apply(self._read)
+        if isinstance(self._read, Located):
+            outcome = self._apply(self._read.config)
             log.info("reloaded %s: %s", self._path, outcome)
             warn(self._read)
         else:

@@ -43,6 +43,17 @@ def test_check_says_good_or_what_is_wrong(tmp_path: Path) -> None:
     assert bad.stderr.startswith(f"{path}:2: adapter jsnl.type: unknown adapter type 'jsnl'")
 
 
+def test_a_type_that_looks_like_a_built_in_one_is_allowed_with_a_hint(
+    daemon: Make, tmp_path: Path
+) -> None:
+    hint = ": adapter jsonl.topics.1: 'metrics' is none of the built-in data types: did you mean"
+    with daemon([jsonl(tmp_path / "out", topics=["metric", "metrics", "mine"])]) as served:
+        assert f"WARNING [zmqtrackd] {served.config}:7{hint} 'metric'?" in served.lines
+        checked = zmqtrack_command("check", str(served.config))
+    assert (checked.returncode, checked.stdout) == (0, f"{served.config}: good, 1 adapters\n")
+    assert checked.stderr == f"{served.config}:7{hint} 'metric'?\n"
+
+
 def test_status_and_drain_tell_what_is_where(daemon: Make, tmp_path: Path) -> None:
     with daemon([jsonl(tmp_path / "out")]) as served:
         with zmqtrack.init("e", "r", "site-1", served.address) as run:

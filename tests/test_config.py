@@ -70,6 +70,18 @@ def _problems(tmp_path: Path, text: str) -> list[str]:
             f"daemon:\n  max_bytes: {'9' * 400}GB\n",
             f"2: daemon.max_bytes: '{'9' * 39} is too large",
         ),
+        (
+            "daemon: {control: 'tcp://127.0.0.1:5000', publish: 'tcp://127.0.0.1:5001'}\n",
+            "1: daemon: ingest and publish are both tcp://127.0.0.1:5001: give each its own",
+        ),
+        (
+            "daemon:\n  control: ipc://z\n  ingest: ipc://z\n",
+            "1: daemon: control and ingest are both ipc://z: give each its own",
+        ),
+        (
+            "daemon: {lease: 10s}\n",
+            "1: daemon: lease (10 s) is shorter than stale_after (15 s): a run would end as kill",
+        ),
         ("daemon:\n  lease: .inf\n", "2: daemon.lease: inf is too long; write 36500d at most"),
         ("daemon:\n  lease: .nan\n", "2: daemon.lease: nan is no duration; write for example"),
         (

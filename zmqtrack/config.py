@@ -6,6 +6,7 @@ A training process never imports this: it needs pydantic and PyYAML.
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -26,7 +27,7 @@ from pydantic import (
 
 from .control import DEFAULT_ADDRESS, check_address, is_local
 from .errors import ConfigError
-from .records import MAX_INT, check_type
+from .records import MAX_INT, VOCABULARY, check_type
 
 __all__ = [
     "AdapterConfig",
@@ -229,6 +230,17 @@ class DaemonConfig(_Section):
         for shift, name in ((1, "ingest"), (2, "publish")):
             if getattr(self, name) is None:
                 setattr(self, name, _derived(self.control, shift, name))
+        addresses = {name: getattr(self, name) for name in ("control", "ingest", "publish")}
+        for one, other in itertools.combinations(addresses, 2):
+            address = addresses[one]
+            if address == addresses[other] and not address.endswith(":0"):
+                raise ValueError(f"{one} and {other} are both {address}: give each its own")
+        if self.lease and self.lease < self.stale_after:
+            raise ValueError(
+                f"lease ({self.lease:g} s) is shorter than stale_after ({self.stale_after:g} s): a "
+                "run would end as killed before it is stale. Make lease longer (0: never), or "
+                "stale_after shorter"
+            )
         if self.keys is None and not self.insecure:
             for name in ("control", "ingest", "publish"):
                 if not is_local(getattr(self, name)):
@@ -363,6 +375,19 @@ class Located:
         name = self.config.adapters[adapter].name
         dotted = "".join(f".{part}" for part in path)
         return f"{file}:{_line(node, path)}: adapter {name}{dotted}"
+
+    def hints(self) -> list[str]:
+        """What is allowed, and may not be what was meant: types of one's own, close to ours."""
+        found = []
+        for index, adapter in enumerate(self.config.adapters):
+            for place, name in enumerate(adapter.topics or ()):
+                near = difflib.get_close_matches(name, VOCABULARY, n=1)
+                if near and name not in VOCABULARY:
+                    found.append(
+                        f"{self.where(index, ('topics', place))}: {name!r} is none of the built-in "
+                        f"data types: did you mean {near[0]!r}?"
+                    )
+        return found
 
 
 def load(path: Path) -> Located:

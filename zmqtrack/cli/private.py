@@ -265,7 +265,7 @@ class Private:
         """
         if not self.config.daemon.lease or self._client is None:
             return False
-        self._write_config(lease=0.001)
+        self._write_config(stale_after=1.0, lease=1.0)
         try:
             answer = self._client.request("reload", timeout=10.0)
         except ControlError:
