@@ -27,8 +27,13 @@ __all__ = ["SecretError", "guard_output", "hide", "hide_passwords", "lent", "mas
 #: A larger file is no secret.
 MAX_SECRET = 65_536
 
+#: A shorter one stands in words that have nothing to do with it.
+SHORTEST = 4
+
 #: What no text may show, by how it may be spelled there; the longest first.
 _hidden: tuple[str, ...] = ()
+#: What is too short for that: shown, but for the place of a password in an address.
+_short: tuple[str, ...] = ()
 
 #: The password in a URI: as urllib sees it, and as SQLAlchemy, which allows a "/" in it.
 _PASSWORDS = (re.compile(r"://[^:/?#\s]*:([^/?#\s]+)@"), re.compile(r"://[^:/\s]*:([^@\s]+)@"))
@@ -137,15 +142,19 @@ def lent(values: Mapping[str, str]) -> Iterator[None]:
 
 def hide(values: Iterable[str]) -> None:
     """From now on :func:`mask` leaves none of these in a text."""
-    global _hidden
-    spelled = set(_hidden)
+    global _hidden, _short
+    spelled, short = set(_hidden), set(_short)
     for value in values:
+        if len(value) < SHORTEST:
+            short |= {value, quote(value), quote(value, safe=""), quote_plus(value)}
+            continue
         # Of many lines each: a log may show them one by one.
         for part in {value, *(line.strip() for line in value.splitlines() if len(line) >= 8)}:
             spelled |= {part, quote(part), quote(part, safe=""), quote_plus(part)}
             once = _escaped(part)
             spelled |= once.union(*map(_escaped, once))  # JSON in JSON, a literal in JSON
     _hidden = tuple(sorted(filter(None, spelled), key=len, reverse=True))
+    _short = tuple(filter(None, short))
 
 
 def _escaped(text: str) -> set[str]:
@@ -176,6 +185,8 @@ def mask(text: str) -> str:
     for value in _hidden:
         if value in text:
             text = text.replace(value, "***")
+    for value in _short:
+        text = text.replace(f":{value}@", ":***@")
     return without_userinfo(text)
 
 

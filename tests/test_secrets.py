@@ -85,6 +85,7 @@ class Leaky(Adapter):
 @pytest.fixture(autouse=True)
 def _nothing_hidden_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secrets, "_hidden", ())
+    monkeypatch.setattr(secrets, "_short", (), raising=False)
 
 
 @pytest.fixture
@@ -331,6 +332,14 @@ def test_a_password_of_the_options_is_masked_wherever_it_stands() -> None:
     options = {"a": ["postgresql://u:s/lash@h/db"], "b": {"c": "http://u:one%40two@h/p?x=y@z"}}
     secrets.hide_passwords(options)
     assert mask("s/lash, one@two, one%40two") == "***, ***, ***"
+
+
+def test_a_short_password_is_masked_where_a_password_stands_and_spoils_no_word() -> None:
+    secrets.hide_passwords(["postgresql://u:p@h/db", "mysql://u:%40@h", "http://u:four@h"])
+    assert mask("install psycopg2, @ four") == "install psycopg2, @ ***"
+    assert mask("as u:p@h or u:%40@h or postgresql://u:p@h/db") == (
+        "as u:***@h or u:***@h or postgresql://***@h/db"
+    )
 
 
 def test_a_secret_is_masked_as_it_is_quoted_escaped_and_line_by_line() -> None:
