@@ -434,6 +434,7 @@ def test_a_signal_stops_the_waiting_and_what_is_left_can_be_resumed(place: Place
     (out / "jsonl").unlink()
     done = place.run("--resume", str(kept))
     assert done.returncode == 0, done.stderr
+    assert "the daemon's log" not in done.stderr  # what it warned of before is mended
     assert place.steps() == list(range(100))
     place.assert_clean()
 

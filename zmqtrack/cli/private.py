@@ -84,6 +84,8 @@ class Private:
         self.config_file = folder / "zmqtrack.yaml"
         self.spool = folder / "spool"
         self.log = folder / "daemon.log"
+        #: Where in it this launch begins.
+        self._log_start = self.log.stat().st_size if self.log.exists() else 0
         self.config = config
         self.closed = False
         self._lock = lock
@@ -189,10 +191,16 @@ class Private:
     def tail(self) -> str:
         """The last lines of its log; without the places in a file that nobody has written."""
         where = f"{self.config_file}:"
-        lines = self.log.read_text(errors="replace").splitlines()[-TAIL:]
+        lines = self._logged()[-TAIL:]
         return "\n".join(
             line.partition(" ")[2] if line.startswith(where) else line for line in lines
         )
+
+    def _logged(self) -> list[str]:
+        """The lines of this launch in its log."""
+        with self.log.open("rb") as file:
+            file.seek(self._log_start)
+            return file.read().decode(errors="replace").splitlines()
 
     def start(self, verbose: bool = False) -> None:
         """Start it; it is :attr:`ready` a moment later.
@@ -309,7 +317,7 @@ class Private:
         Not that a run was killed, which is no fault of theirs.
         """
         try:
-            lines = self.log.read_text(errors="replace").splitlines()
+            lines = self._logged()
         except OSError:
             return []
         bad = (line for line in lines if line.startswith(("WARNING ", "ERROR ", "CRITICAL ")))
