@@ -338,6 +338,32 @@ def test_a_tracker_that_is_none_or_contradicts_a_file_is_a_wrong_argument(place:
     assert done.returncode == 2 and "give one of them" in done.stderr
 
 
+def test_a_list_of_trackers_that_is_empty_is_a_wrong_argument(place: Place) -> None:
+    done = place.run("--to", "", "--", "touch", "was-run")
+    assert done.returncode == 2
+    assert "--to takes tensorboard, mlflow, wandb, jsonl, not ''" in done.stderr
+    assert not (place.folder / "was-run").exists()
+
+
+def test_a_working_folder_that_was_removed_is_named(place: Place) -> None:
+    script = 'mkdir gone; cd gone; rmdir "$PWD"; exec "$@"'
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", *ZMQTRACK, "run", "--", "true"],
+        cwd=place.folder, env=place.env, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    gone = place.folder / "gone"
+    assert done.returncode == 1
+    assert done.stderr == f"the working folder {gone} was removed: cd to one that is there\n"
+
+
+def test_only_a_training_that_went_well_is_told_why_nothing_may_have_been_logged(
+    place: Place,
+) -> None:
+    hint = "; an address in the script comes before ZMQTRACK_ADDRESS"
+    assert f"zmqtrack: nothing was logged{hint}\n" in place.run("--", "true").stderr
+    assert "zmqtrack: nothing was logged\n" in place.run("--", "false").stderr
+
+
 @pytest.mark.parametrize("timeout", ["nan", "inf", "-1"])
 def test_a_timeout_that_would_never_end_is_a_wrong_argument(place: Place, timeout: str) -> None:
     done = place.run("--timeout", timeout, "--", "touch", "was-run")

@@ -101,6 +101,11 @@ def run(
 
     Example:  zmqtrack run --to tensorboard,mlflow -- python train.py
     """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        gone = str(Path("/proc/self/cwd").readlink()).removesuffix(" (deleted)")
+        fail(f"the working folder {gone} was removed: cd to one that is there")
     if not command and resume is None:
         fail("name the command to be run: zmqtrack run -- python train.py", 2)
     if command and shutil.which(command[0]) is None:
@@ -135,9 +140,9 @@ class Plan(NamedTuple):
 
 def _plan(config: Path | None, to: str | None, state: Path | None, resume: Path | None) -> Plan:
     """Exit codes: 2 for a wrong argument, 78 for a bad configuration."""
-    if config and to:
+    if config and to is not None:
         fail("--config and --to both say where records go: give one of them", 2)
-    if to:
+    if to is not None:
         return Plan(_chosen(to.split(",")), state or OUT, None, resume, "--to")
     if resume and not config:
         return Plan(None, state or OUT, None, resume, str(resume))
@@ -455,6 +460,8 @@ class Launch:
             for name, run in zip(names, facts["runs"], strict=True):
                 if run["state"] == "killed":
                     fact(f"{name} ended without saying so: it is shown as killed")
+        elif facts["exit_code"]:
+            fact("nothing was logged")
         else:
             fact("nothing was logged; an address in the script comes before ZMQTRACK_ADDRESS")
         for name, adapter in facts["adapters"].items():
