@@ -328,12 +328,20 @@ class AdapterConfig(_Section):
         return self
 
 
+def _patterns(value: Any) -> Any:
+    if value is None or all(
+        isinstance(p, str) for p in (value if type(value) is list else [value])
+    ):
+        return value
+    raise ValueError(f"expected a pattern of files, or a list of them, not {value!r:.60}")
+
+
 class Config(_Section):
     """A whole configuration file, its includes merged in."""
 
     daemon: DaemonConfig = Field(default_factory=lambda: DaemonConfig.model_validate({}))
     adapters: list[AdapterConfig] = Field(default_factory=list)
-    include: str | list[str] | None = Field(
+    include: Annotated[str | list[str] | None, BeforeValidator(_patterns)] = Field(
         None,
         description="More files of adapters, as glob patterns relative to this file; a name "
         "without wildcards must be there.",
@@ -432,6 +440,25 @@ def load(path: Path) -> Located:
     return located
 
 
+#: What pydantic calls by names of Python's, in a user's words.
+_WORDS = {
+    "model_type": "expected a mapping",
+    "dict_type": "expected a mapping",
+    "list_type": "expected a list",
+    "string_type": "expected text",
+    "path_type": "expected a path",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "expected true or false"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "expected a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "expected a number"),
+    "too_short": "expected {min_length} or more in the list",
+    "greater_than": "expected more than {gt}",
+    "greater_than_equal": "expected {ge} or more",
+    "less_than_equal": "expected {le} or less",
+    "literal_error": "expected {expected}",
+    "invalid_key": "expected text as a key",
+}
+
+
 def problems_of(
     error: ValidationError, model: type[BaseModel]
 ) -> list[tuple[tuple[str | int, ...], str]]:
@@ -444,7 +471,7 @@ def problems_of(
         if detail["type"] == "extra_forbidden":
             known = _known(model, path[:-1])
             close = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
-            message = "unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
+            message = "unknown key" + (f"; did you mean {close[0]!r}?" if close else ".")
             message += f" Known are: {', '.join(known)}" if known else ""
         elif detail["type"] == "missing":
             message = "is missing"
@@ -452,6 +479,8 @@ def problems_of(
             if not detail["type"].startswith("value_error"):
                 message = f"give one of: {SECRET_FORMS}"
         elif not detail["type"].startswith("value_error"):
+            if detail["type"] in _WORDS:
+                message = _WORDS[detail["type"]].format(**detail.get("ctx", {}))
             message = f"{message}, not {detail['input']!r:.60}"
         found.append((path, without_userinfo(message)))
     return found
