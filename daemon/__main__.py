@@ -19,7 +19,7 @@ from zmqtrack import __version__, logs
 from zmqtrack.errors import ConfigError, KeyFileError, ZMQTrackError
 
 try:
-    from zmqtrack.config import Config, Located, load
+    from zmqtrack.config import Config, Located
 
     from . import checking, configuration
     from .broker import Broker
@@ -82,9 +82,6 @@ def _check(arguments: argparse.Namespace) -> int:
             timeout=arguments.timeout,
             as_json=arguments.json,
         )
-        if code != EX_CONFIG:
-            for hint in load(arguments.config).hints():
-                print(hint, file=sys.stderr)
         print(end="", flush=True)
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # of which who read has seen enough

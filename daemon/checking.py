@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from zmqtrack.config import Located
-from zmqtrack.errors import ConfigError, KeyFileError
-from zmqtrack.keyring import KeyRing
+from zmqtrack.errors import ConfigError
 
 from . import configuration
 from .prober import try_trackers
@@ -26,30 +24,26 @@ def check(path: Path, *, connect: bool, timeout: float, as_json: bool) -> int:
     Trackers are tried only with ``connect``, each for ``timeout`` seconds.
     """
     problems: list[str] = []
+    hints: list[str] = []
     trackers: list[dict[str, Any]] = []
     try:
         located = configuration.read_located(path)
-        daemon = located.config.daemon
-        if daemon.keys is not None and not _withheld():
-            KeyRing(daemon.keys).clients()
-    except (ConfigError, KeyFileError) as error:
+        hints = located.hints()
+    except ConfigError as error:
         problems = str(error).splitlines()
         if not as_json:
             print(error, file=sys.stderr)
     else:
         if not as_json:
             print(f"{path}: good, {len(located.config.adapters)} adapters", flush=True)
+            for hint in hints:
+                print(hint, file=sys.stderr)
         if connect:
             trackers = _connect(located, timeout, as_json=as_json)
     if as_json:
-        print(json.dumps({"file": str(path), "problems": problems, "trackers": trackers}, indent=2))
-    return EX_CONFIG if problems else int(not all(found["ok"] for found in trackers))
-
-
-def _withheld() -> bool:
-    """systemd hands credentials to the service's main process, and not to its ``ExecReload``."""
-    given = os.environ.get("CREDENTIALS_DIRECTORY")
-    return given is not None and not os.access(given, os.X_OK)
+        found = {"file": str(path), "problems": problems, "hints": hints, "trackers": trackers}
+        print(json.dumps(found, indent=2))
+    return EX_CONFIG if problems else int(not all(each["ok"] for each in trackers))
 
 
 def _connect(located: Located, timeout: float, *, as_json: bool) -> list[dict[str, Any]]:
