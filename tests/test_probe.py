@@ -306,5 +306,6 @@ def test_check_connect_tries_nothing_while_the_configuration_is_bad(tmp_path: Pa
     assert json.loads(facts.stdout) == {
         "file": str(path),
         "problems": done.stderr.splitlines(),
+        "hints": [],
         "trackers": [],
     }
