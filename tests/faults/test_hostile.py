@@ -211,6 +211,7 @@ while True:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_site_that_floods_does_not_slow_the_others_down(daemon: Make, tmp_path: Path) -> None:
     """A hundred times its quota: the other's p99 stays within twice its quiet one."""
     quota = 50
