@@ -23,12 +23,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from zmqtrack import keys, logs
-from zmqtrack.config import AdapterConfig, load
 from zmqtrack.errors import ConfigError, ControlError, KeyFileError
 from zmqtrack.keys import Key
 
-from . import loader, probe, secrets
-from .host import Host, Superseded
+try:
+    from zmqtrack.config import AdapterConfig, load
+
+    from . import loader, probe, secrets
+    from .host import Host, Superseded
+except ImportError as missing:
+    sys.exit(f"zmqtrack's adapters need {missing.name}: pip install 'zmqtrack[daemon]'")
 
 EX_CONFIG = 78
 #: Seconds in which a delivery may come to its end when the daemon has died: some more than the ten

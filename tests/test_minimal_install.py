@@ -81,6 +81,7 @@ import numpy_is_not_here
     [
         ("zmqtrack.daemon", "zmqtrackd needs yaml: pip install 'zmqtrack[daemon]'\n"),
         ("zmqtrack.cli", "zmqtrack's commands need typer: pip install 'zmqtrack[daemon]'\n"),
+        ("zmqtrack.adapters", "zmqtrack's adapters need yaml: pip install 'zmqtrack[daemon]'\n"),
     ],
 )
 def test_a_command_without_its_extra_names_it_in_a_line(

@@ -469,7 +469,6 @@ def test_tap_chooses_by_type_site_run_and_key(served: Daemon) -> None:
             kinds |= {"mine": ("own",), "run": ("start", "end")}
             logged += [(site, name, kind, key) for kind, keys in kinds.items() for key in keys]
         served.drain()
-        time.sleep(0)  # each tap is asked to end only when it has shown the last batch
         shown = {}
         for name, each in taps.items():
             wanted = {
