@@ -43,7 +43,7 @@ class Spooled:
         self.folder = folder
 
     def finish(self) -> None:
-        for run in list(zmqtrack.run._live):
+        for run in list(zmqtrack.ending.live):
             if run._spool_dir == self.folder:
                 run.finish(timeout=0)
 

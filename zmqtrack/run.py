@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import atexit
+import enum
 import math
 import operator
 import os
 import secrets
-import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgpack
 
-from . import keys, wire
+from . import fork, keys, wire  # noqa: F401 -- fork: for what it arranges
 from .control import DEFAULT_ADDRESS, check_address
+from .ending import await_death, hook_exits, live, status_after
 from .errors import RunFinished
 from .histogram import summarise
 from .image import encode_image
@@ -36,7 +36,7 @@ from .records import (
     check_type,
     check_values,
 )
-from .sender import Buffer, Sender
+from .sender import Buffer, Sender, starting
 from .spool import Spool, default_directory
 
 if TYPE_CHECKING:
@@ -159,6 +159,15 @@ def init(
     return new
 
 
+class State(enum.Enum):
+    """Where a run is in its life, in this process."""
+
+    OPEN = "open"
+    UNBORN = "unborn"  # in a forked child that has not logged
+    BEGINNING = "beginning"  # a child's first call makes it a stream of its own
+    ENDED = "ended"
+
+
 class Run:
     """One site's life in one training job. Made by :func:`init`; safe to use from any thread.
 
@@ -167,6 +176,9 @@ class Run:
     """
 
     _egress: Gate | None = None
+    #: Changed under ``_lock`` alone. ``_append`` is what it means to a logging call.
+    _state = State.OPEN
+    _append: Callable[[Entry], None]
 
     def __init__(
         self,
@@ -186,34 +198,48 @@ class Run:
         self._spool_limits = spool_limits
         self._options = sender_options
         self._policy = policy
-        self._finished = False
-        self._lock = threading.Lock()
+        # One thread may take it twice: a signal's handler of the program's own may log.
+        self._lock = threading.RLock()
+        self._buffer: Buffer = Buffer()
         self._keys: set[str] = set()  # known to be good names of metrics
         self._large = 0  # bytes of large values since the last wait for the disk
         self._stalled = -math.inf  # when the disk last kept a call waiting in vain
         self._owner = os.getpid()
-        self._start()
+        with self._lock:
+            self._start()
         facts = {"host": socket.gethostname(), "pid": os.getpid(), "python": sys.version.split()[0]}
         self._append(("start", facts, None, _now(), "run"))
-        _live.add(self)
-        _hook_exits()
+        live.add(self)
+        hook_exits()
 
     def _start(self) -> None:
-        """A new stream: spool, buffer and sender thread."""
-        self._buffer: Buffer = Buffer()
-        spool = Spool.create(self._spool_dir, self.key, self.address)
-        spool.limit, spool.keep = self._spool_limits
-        if self._policy is not None:
-            from .egress import Gate
+        """A new stream: a spool, and the sender thread that empties the buffer into it.
 
-            self._egress = Gate(self._policy, self.key, self._spool_dir)
-        self._sender = Sender(
-            spool, self._buffer, egress=self._egress, on_quiet=self._on_quiet, **self._options
-        )
-        self._append: Callable[[Entry], None] = self._buffer.append
-        if self._options["flush_interval"] == 0:
-            self._append = self._append_and_wake
-        self._sender.start()
+        Nothing of it is seen before all of it is there: an exception may come at any place.
+        """
+        with starting():
+            spool = Spool.create(self._spool_dir, self.key, self.address)
+            spool.limit, spool.keep = self._spool_limits
+            egress = None
+            if self._policy is not None:
+                from .egress import Gate
+
+                egress = Gate(self._policy, self.key, self._spool_dir)
+            sender = Sender(
+                spool, self._buffer, egress=egress, on_quiet=self._on_quiet, **self._options
+            )
+            try:
+                sender.start()
+            except BaseException:
+                sender.stop(time.monotonic())
+                raise
+        self._egress, self._sender = egress, sender
+        if self._state is State.ENDED:  # meanwhile, by a signal's handler in this thread
+            sender.stop(time.monotonic() + self.exit_timeout)
+            return
+        self._state = State.OPEN
+        each_wakes = self._options["flush_interval"] == 0
+        self._append = self._append_and_wake if each_wakes else self._buffer.append
 
     # --- logging ------------------------------------------------------------------------------
 
@@ -361,7 +387,9 @@ class Run:
         After it returned True, no crash of any process on the way can lose it. It does not
         wait for the network. False if it took longer than ``timeout`` seconds.
         """
-        return True if self._finished else self._sender.flush(timeout)
+        if self._state is State.UNBORN or (self._state is State.ENDED and not self._sender.at_work):
+            return True
+        return self._sender.flush(timeout)
 
     def finish(self, status: str = "finished", timeout: float | None = None) -> None:
         """End the run and deliver what is left, within ``exit_timeout`` seconds.
@@ -380,18 +408,15 @@ class Run:
     def _begin_to_end(self, status: str, timeout: float | None = None) -> bool:
         """Take no more records and deliver what there is; False if there is nothing to wait for."""
         with self._lock:
-            if self._finished:
-                return False
-            self._finished = True
-            began = self._append != self._begin_in_child
+            before, self._state = self._state, State.ENDED
             self._append = self._refuse
-        _live.discard(self)
-        if not began:
-            return False  # a forked child that never logged
-        last = ("end", status, None, _now(), "run") if os.getpid() == self._owner else None
-        timeout = self.exit_timeout if timeout is None else timeout
-        self._sender.stop(time.monotonic() + timeout, last)
-        return True
+            if before is State.OPEN:
+                ours = os.getpid() == self._owner  # and not a child's, which ends nothing
+                last = ("end", status, None, _now(), "run") if ours else None
+                timeout = self.exit_timeout if timeout is None else timeout
+                self._sender.stop(time.monotonic() + timeout, last)
+        live.discard(self)
+        return before is State.OPEN
 
     def _wait_for_end(self) -> None:
         left = self._sender.wait()
@@ -478,91 +503,44 @@ class Run:
 
     def _on_quiet(self, quiet: bool) -> None:
         """By the sender thread: let each call wake it, or none."""
-        usual: Callable[[Entry], None] = self._buffer.append
         with self._lock:
-            if self._options["flush_interval"] and self._append in (usual, self._append_and_wake):
-                self._append = self._append_and_wake if quiet else usual
+            if self._state is State.OPEN and self._options["flush_interval"]:
+                self._append = self._append_and_wake if quiet else self._buffer.append
 
     def _append_and_wake(self, record: Entry) -> None:
         self._buffer.append(record)
         self._sender.wake()
 
     def _refuse(self, record: Entry) -> NoReturn:
+        await_death()
         raise RunFinished(f"run {self.key.run!r} is finished: nothing more can be logged to it")
 
     # --- fork: a child that logs gets a stream of its own; one that does not, costs nothing ----
 
     def _after_fork(self) -> None:
-        self._sender.abandon()
-        self._lock = threading.Lock()
-        self._append = self._begin_in_child
+        self._lock = threading.RLock()
+        self._buffer = Buffer()  # what the parent has not packed is the parent's
+        self._large = 0
+        self._state, self._append = State.UNBORN, self._begin_in_child
 
     def _begin_in_child(self, record: Entry) -> None:
         with self._lock:
-            if self._append == self._begin_in_child:
-                self._start()
+            if self._state is State.UNBORN:
+                self._state = State.BEGINNING
+                try:
+                    self._start()
+                except BaseException:
+                    if self._state is State.BEGINNING:
+                        self._state = State.UNBORN
+                    raise
                 if "multiprocessing" in sys.modules:  # such children skip atexit
                     from multiprocessing import util
 
                     util.Finalize(None, self.finish, exitpriority=100)
+            if self._state is State.BEGINNING:  # this call came in between, in the same thread
+                self._buffer.append(record)
+                return
         self._append(record)
-
-
-#: Runs to be finished at exit. Strong references: a run that the program forgot is still sent.
-_live: set[Run] = set()
-_status = "finished"
-_hooked = False
-
-
-def status_after(error: BaseException | None) -> str:
-    """How a run ends that ``error`` ends: as the program would, if nobody caught it."""
-    if error is None or (isinstance(error, SystemExit) and not error.code):
-        return "finished"
-    return "killed" if isinstance(error, KeyboardInterrupt) else "failed"
-
-
-def _finish_all(status: str | None = None) -> None:
-    # All at once: a process with many runs has no more time than one with a single run.
-    for run in [run for run in list(_live) if run._begin_to_end(status or _status)]:
-        run._wait_for_end()
-
-
-def _after_fork_in_child() -> None:
-    for run in _live:
-        run._after_fork()
-
-
-atexit.register(_finish_all)
-os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _hook_exits() -> None:
-    """Notice how the program ends: by an exception, or by SIGTERM if nobody else handles it."""
-    global _hooked
-    if _hooked:
-        return
-    _hooked = True
-    previous = sys.excepthook
-
-    def excepthook(
-        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-    ) -> None:
-        global _status
-        _status = status_after(error)
-        previous(kind, error, traceback)
-
-    sys.excepthook = excepthook
-
-    def on_sigterm(number: int, frame: FrameType | None) -> None:
-        _finish_all("killed")
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-    if (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    ):
-        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _new_name() -> str:

@@ -25,7 +25,7 @@ from .spool import Outgoing, Spool, orphans
 if TYPE_CHECKING:
     from .egress import Gate
 
-__all__ = ["Buffer", "Sender"]
+__all__ = ["Buffer", "Sender", "after_fork", "running", "starting"]
 
 log = logging.getLogger("zmqtrack")
 
@@ -55,7 +55,10 @@ ADOPT_INTERVAL = 30.0
 #: Who looks for them, in this process, by folder and address: one for all is enough, and a look
 #: costs something for each outbox that is there.
 _adopters: dict[tuple[Path, str], Sender] = {}
-os.register_at_fork(after_in_child=_adopters.clear)
+
+#: Those whose thread has not ended, and a lock for who makes one.
+running: set[Sender] = set()
+_starting = threading.RLock()
 
 
 class Sender(threading.Thread):
@@ -78,6 +81,9 @@ class Sender(threading.Thread):
         on_quiet: Callable[[bool], None],
     ) -> None:
         super().__init__(name=f"zmqtrack-{spool.run.run}", daemon=True)
+        #: Held in a turn. A fork waits for it: SQLite and ZeroMQ take locks of the process, which
+        #: in the child nobody would release.
+        self.turn = threading.RLock()
         #: The disk refuses what has been packed.
         self.stuck = False
         #: One reason for each record that had to be given up before it was packed.
@@ -110,6 +116,15 @@ class Sender(threading.Thread):
 
     # --- called from other threads ----------------------------------------------------------
 
+    def start(self) -> None:
+        running.add(self)
+        super().start()
+
+    @property
+    def at_work(self) -> bool:
+        """It has not ended."""
+        return self in running
+
     def wake(self) -> None:
         """Do not wait for the flush interval to pass."""
         try:
@@ -122,7 +137,7 @@ class Sender(threading.Thread):
         done = threading.Event()
         self._flushes.append(done)
         self.wake()
-        if not self.is_alive():
+        if not self.at_work:
             return done.is_set()
         return done.wait(timeout)
 
@@ -137,9 +152,9 @@ class Sender(threading.Thread):
 
     def wait(self) -> int:
         """Until it has ended after :meth:`stop`; returns the records that remain."""
-        assert self._deadline is not None
-        # A hung disk must not hold up the exit either.
-        self.join(max(0.0, self._deadline - time.monotonic()) + 2.0)
+        if self._deadline is not None:
+            # A hung disk must not hold up the exit either.
+            self.join(max(0.0, self._deadline - time.monotonic()) + 2.0)
         return self._remaining
 
     # --- the thread -------------------------------------------------------------------------
@@ -153,7 +168,9 @@ class Sender(threading.Thread):
                 if self._last is not None and self._own:
                     self._own.beat_last()
                 try:
-                    self._turn()
+                    self._wait()
+                    with self.turn:
+                        self._turn()
                 except Exception:
                     log.exception("zmqtrack: a turn of the sender failed; going on")
                     time.sleep(1.0)
@@ -166,25 +183,36 @@ class Sender(threading.Thread):
                 if deadline is not None and (self._has_sent_all() or time.monotonic() >= deadline):
                     break
         finally:
-            if _adopters.get(self._place) is self:
-                del _adopters[self._place]
-            self._remaining = self._spool.pending() + len(self._buffer)
-            self._remaining += sum(n for _, n, _ in self._unspooled)
-            if self._egress and self._egress.pending:
-                log.error(
-                    "zmqtrack: %s could not be written to the end: of run %s, what had waited for "
-                    "it in memory is lost",
-                    self._egress.audit_path,
-                    self._spool.run.run,
-                )
-            for link in self._links:
-                link.close()
-                link.spool.close()
-            if self._own is None:
-                self._spool.close()
-            write, self._wake_write = self._wake_write, -1
-            os.close(self._wake_read)
-            os.close(write)
+            with self.turn:
+                try:
+                    self._end()
+                finally:
+                    running.discard(self)
+            if not self._unspooled and not self._buffer:
+                for event in list(self._flushes):
+                    event.set()
+
+    def _end(self) -> None:
+        """Release all that the thread had, and note what remains."""
+        if _adopters.get(self._place) is self:
+            del _adopters[self._place]
+        self._remaining = self._spool.pending() + len(self._buffer)
+        self._remaining += sum(n for _, n, _ in self._unspooled)
+        if self._egress and self._egress.pending:
+            log.error(
+                "zmqtrack: %s could not be written to the end: of run %s, what had waited for "
+                "it in memory is lost",
+                self._egress.audit_path,
+                self._spool.run.run,
+            )
+        for link in self._links:
+            link.close()
+            link.spool.close()
+        if self._own is None:
+            self._spool.close()
+        write, self._wake_write = self._wake_write, -1
+        os.close(self._wake_read)
+        os.close(write)
 
     def _has_sent_all(self) -> bool:
         """Also what earlier processes left: short runs would never get to it otherwise."""
@@ -195,7 +223,6 @@ class Sender(threading.Thread):
 
     def _turn(self) -> None:
         """Buffer → batches → spool → push; the loop's body."""
-        self._wait()
         self._note(len(self._buffer))
         self._losses.update(self.lost.popleft() for _ in range(len(self.lost)))
         flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
@@ -405,8 +432,23 @@ class Sender(threading.Thread):
             spool.abandon()
         if self._egress:
             self._egress.abandon()
+        write, self._wake_write = self._wake_write, -1
         os.close(self._wake_read)
-        os.close(self._wake_write)
+        os.close(write)
+
+
+def starting() -> threading.RLock:
+    """The lock to hold while a spool and its sender are made."""
+    return _starting
+
+
+def after_fork() -> None:
+    """In a forked child: no sender is at work, and what they had is the parent's."""
+    global _starting
+    _starting = threading.RLock()
+    _adopters.clear()
+    while running:
+        running.pop().abandon()
 
 
 def _has_files_left() -> bool:

@@ -378,7 +378,8 @@ class Spool:
             for path in (self.path, *(Path(f"{self.path}{end}") for end in ("-wal", "-shm"))):
                 path.unlink(missing_ok=True)
             _lock_path(self.path).unlink(missing_ok=True)
-        os.close(self._lock)
+        lock, self._lock = self._lock, -1
+        os.close(lock)
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's outbox without touching it."""
@@ -387,7 +388,8 @@ class Spool:
         # Closing the connection, even by garbage collection, could write to a file that is
         # the parent's. So it is never collected in this process.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._db))
-        os.close(self._lock)
+        if self._lock >= 0:
+            os.close(self._lock)
 
 
 def orphans(directory: Path) -> list[Path]:

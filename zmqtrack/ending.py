@@ -1,0 +1,131 @@
+"""How a process ends: normally, by an exception, by a signal.
+
+A signal's handler runs between two instructions of the main thread, which may hold any lock. So
+it waits for nothing: it starts a thread that ends the runs, and then the process, by the same
+signal. The main thread goes on meanwhile, up to its next logging call.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
+
+from .sender import running
+
+if TYPE_CHECKING:
+    from .run import Run
+
+__all__ = ["after_fork", "await_death", "hook_exits", "live", "status_after"]
+
+#: Runs to be finished at exit. Strong references: a run that the program forgot is still sent.
+live: set[Run] = set()
+
+#: Seconds beyond the runs' own time-outs after which a process that a signal ends is gone.
+GRACE = 5.0
+
+_status = "finished"
+_hooked = False
+_process = os.getpid()
+_signal: int | None = None  # that which is ending this process
+_gone_by = 0.0  # monotonic; when it has ended it at the latest
+
+
+def status_after(error: BaseException | None) -> str:
+    """How a run ends that ``error`` ends: as the program would, if nobody caught it."""
+    if error is None or (isinstance(error, SystemExit) and not error.code):
+        return "finished"
+    return "killed" if isinstance(error, KeyboardInterrupt) else "failed"
+
+
+def await_death() -> None:
+    """Where a signal is ending this process: let the training go no further. Else return.
+
+    In the main thread alone: others may be needed to deliver what is left.
+    """
+    if _signal is not None and threading.current_thread() is threading.main_thread():
+        time.sleep(max(0.0, _gone_by - time.monotonic()))
+
+
+def _finish_all(status: str | None = None) -> None:
+    # All at once: a process with many runs has no more time than one with a single run.
+    begun = [run for run in list(live) if run._begin_to_end(status or _status)]
+    for run in begun:
+        run._wait_for_end()
+    for sender in list(running):  # ended by others, who may never be able to wait for them
+        sender.wait()
+
+
+def _finish_at_exit() -> None:
+    _finish_all()
+    if _signal is not None:
+        _die(_signal)  # else the process would end as if nothing had been
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    global _signal, _gone_by
+    signal.signal(number, signal.SIG_DFL)  # the next one ends the process at once
+    if os.getpid() == _process and (live or running):  # else forked just now: nothing is ours yet
+        _gone_by = time.monotonic() + max((run.exit_timeout for run in live), default=0) + GRACE
+        _signal = number
+        try:
+            _thread.start_new_thread(_end_by, (number,))  # threading's waits for its start
+            return
+        except RuntimeError:
+            pass  # no more threads: then at once
+    os.kill(os.getpid(), number)
+
+
+def _end_by(number: int) -> None:
+    try:
+        _finish_all("killed")
+    finally:
+        _die(number)
+
+
+def _die(number: int) -> None:
+    """By the signal, so that the parent sees what ended us."""
+    os.kill(os.getpid(), number)
+    time.sleep(1.0)
+    if signal.getsignal(number) is signal.SIG_DFL:
+        os._exit(128 + number)  # a container's first process is not ended by a signal of its own
+
+
+def hook_exits() -> None:
+    """Notice how the program ends: by an exception, or by SIGTERM if nobody else handles it."""
+    global _hooked
+    if _hooked:
+        return
+    _hooked = True
+    previous = sys.excepthook
+
+    def excepthook(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        global _status
+        _status = status_after(error)
+        previous(kind, error, traceback)
+
+    sys.excepthook = excepthook
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    ):
+        signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def after_fork() -> None:
+    """In a forked child: its runs are those of the parent, and begin when they are logged to."""
+    global _process, _signal
+    for run in live:
+        run._after_fork()
+    _process, _signal = os.getpid(), None
+
+
+atexit.register(_finish_at_exit)
