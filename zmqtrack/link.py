@@ -44,6 +44,8 @@ class Link:
         self._ingest: Connection | None = None
         self._epoch = b""
         self._welcome = False
+        #: Somebody is there, whatever the answer was.
+        self.answered = False
         self._window: list[tuple[int, int]] = []  # (seq, bytes), pushed and unacknowledged
         self._next: list[Outgoing] = []  # read from the spool, not yet pushed
         self._pushed = 0  # highest seq that was ever pushed: no answer can be for more
@@ -83,7 +85,7 @@ class Link:
     def pump(self) -> None:
         """Do all that can be done now without waiting."""
         if (refusal := self._connection.refusal()) and refusal != self._shut_out:
-            self._shut_out = refusal
+            self._shut_out, self.answered = refusal, True
             log.warning("zmqtrack: %s; records are kept here", refusal)
         if self._ingest is not None:
             self._ingest.refusal()  # which makes it anew, now and then
@@ -102,6 +104,7 @@ class Link:
     # --- what the daemon says --------------------------------------------------------------
 
     def _on_message(self, message: dict[str, Any]) -> None:
+        self.answered = True
         handler = {
             "welcome": self._on_welcome,
             "ack": self._on_ack,

@@ -37,6 +37,7 @@ from .records import (
     check_values,
 )
 from .sender import Buffer, Sender, starting
+from .settings import Settings
 from .spool import Spool, default_directory
 
 if TYPE_CHECKING:
@@ -71,12 +72,12 @@ def init(
     address: str | None = None,
     *,
     config: Mapping[str, Any] | None = None,
-    flush_interval: float = 0.05,
-    exit_timeout: float = 5.0,
-    codec: str = "none",
+    flush_interval: float | None = None,
+    exit_timeout: float | None = None,
+    codec: str | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
-    spool_bytes: int = Spool.limit,
-    keep: str = Spool.keep,
+    spool_bytes: int | None = None,
+    keep: str | None = None,
     key: str | os.PathLike[str] | None = None,
     egress: str | os.PathLike[str] | None = None,
 ) -> Run:
@@ -93,13 +94,17 @@ def init(
             ``tcp://127.0.0.1:5555``.
         config: logged as params.
         flush_interval: seconds between two looks into the buffer; 0: each call at once.
-        exit_timeout: seconds that ``finish`` (also at exit) may take to deliver what is left.
-        codec: ``"zstd"`` compresses batches (needs the package zstandard here and there).
+            ``ZMQTRACK_FLUSH_INTERVAL``, else 0.05.
+        exit_timeout: seconds that ``finish`` (also at exit) may take to deliver what is left;
+            ``ZMQTRACK_EXIT_TIMEOUT``, else 5.
+        codec: ``"zstd"`` compresses batches (needs the package zstandard here and there);
+            ``ZMQTRACK_CODEC``, else ``"none"``.
         spool_dir: where what is undelivered is kept; ``ZMQTRACK_SPOOL_DIR``, else among the
             user's state files.
-        spool_bytes: how much may wait there. Beyond it records are given up and counted, never
-            ``run``, ``param`` and ``tag`` before others.
-        keep: which are kept then, the ``"newest"`` or the ``"oldest"``.
+        spool_bytes: how much may wait there; ``ZMQTRACK_SPOOL_BYTES``, else 1 GiB. Beyond it
+            records are given up and counted, never ``run``, ``param`` and ``tag`` before others.
+        keep: which are kept then, the ``"newest"`` or the ``"oldest"``; ``ZMQTRACK_KEEP``, else
+            the newest.
         key: file that ``zmqtrack keys new`` made for this site; ``ZMQTRACK_KEY``. It names the
             site and the address too. None: the daemon uses no keys.
         egress: file of the policy that says what may leave (:mod:`zmqtrack.policy`);
@@ -125,10 +130,13 @@ def init(
     )
     told = own_key.address if own_key else DEFAULT_ADDRESS
     address = check_address(address or environ("ZMQTRACK_ADDRESS") or told)
-    if codec not in wire.CODECS:
-        raise ValueError(f"codec {codec!r} is unknown; known are {', '.join(wire.CODECS)}")
-    if keep not in ("newest", "oldest"):
-        raise ValueError(f"keep is {keep!r}; it may be 'newest' or 'oldest'")
+    settings = Settings.of(
+        flush_interval=flush_interval,
+        exit_timeout=exit_timeout,
+        codec=codec,
+        spool_bytes=spool_bytes,
+        keep=keep,
+    )
     if config is not None and not isinstance(config, Mapping):
         raise TypeError(f"config maps names to values; it may not be a {type(config).__name__}")
     for name in config or ():
@@ -139,18 +147,19 @@ def init(
         from .policy import Policy  # only where it is asked for
 
         policy = Policy.load(policy_file)
-    if codec == "zstd":
+    if settings.codec == "zstd":
         import zstandard  # noqa: F401 -- fail here, not in the sender thread
     new = Run(
         run_key,
         address,
         Path(spool_dir).absolute() if spool_dir is not None else default_directory(),
-        exit_timeout=float(exit_timeout),
-        spool_limits=(int(spool_bytes), keep),
+        exit_timeout=settings.exit_timeout,
+        spool_limits=(settings.spool_bytes, settings.keep),
         sender_options={
-            "flush_interval": float(flush_interval),
-            "codec": wire.CODECS[codec],
+            "flush_interval": settings.flush_interval,
+            "codec": wire.CODECS[settings.codec],
             "key": own_key,
+            "key_file": None if key_file is None else Path(key_file).absolute(),
         },
         policy=policy,
     )
@@ -394,8 +403,9 @@ class Run:
     def finish(self, status: str = "finished", timeout: float | None = None) -> None:
         """End the run and deliver what is left, within ``exit_timeout`` seconds.
 
-        What could not be delivered stays in the spool, one line says so, and the next run on
-        this machine sends it. A second call does nothing.
+        What could not be delivered stays in the spool, and one line says so, with the command
+        that sends it. The next run does too that logs from the same folder to the same address,
+        with the same key. A second call does nothing.
 
         Raises:
             ValueError: the status is not one of finished, failed, killed.
@@ -419,12 +429,14 @@ class Run:
         return before is State.OPEN
 
     def _wait_for_end(self) -> None:
-        left = self._sender.wait()
-        if left:
+        if left := self._sender.wait():
+            key = " with that key" if self._options["key"] else ""
             print(
                 f"zmqtrack: {left} records of run {self.key.run!r} (site {self.key.site!r}) are "
-                f"not yet delivered to {self.address}; they are kept in {self._spool_dir} and "
-                "the next run on this machine sends them; `zmqtrack doctor` looks for the reason",
+                f"not yet delivered to {self.address}; they are kept in {self._spool_dir}. "
+                f"`{self._sender.how_to_send}` sends them once the daemon takes them, and so does "
+                f"the next run that logs from this folder to that address{key}; `zmqtrack doctor` "
+                "looks for the reason",
                 file=sys.stderr,
             )
 

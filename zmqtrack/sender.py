@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import logging
+import math
 import os
 import resource
 import sqlite3
@@ -20,7 +21,7 @@ from .errors import SpoolError
 from .keys import Key
 from .link import Link
 from .records import Entry
-from .spool import Outgoing, Spool, orphans
+from .spool import Outgoing, Spool, orphans, send_command
 
 if TYPE_CHECKING:
     from .egress import Gate
@@ -52,6 +53,13 @@ FILES = 24
 #: Between two looks for outboxes that crashed processes left, in seconds.
 ADOPT_INTERVAL = 30.0
 
+#: Where nothing answers, that is said after so many seconds; and in this process not again.
+SILENCE = 10.0
+_silent: set[tuple[Path, str]] = set()
+
+#: Stands for an address that a person has to fill in.
+ANY_ADDRESS = "tcp://HOST:PORT"
+
 #: Who looks for them, in this process, by folder and address: one for all is enough, and a look
 #: costs something for each outbox that is there.
 _adopters: dict[tuple[Path, str], Sender] = {}
@@ -77,6 +85,7 @@ class Sender(threading.Thread):
         *,
         codec: int = wire.CODEC_PLAIN,
         key: Key | None = None,
+        key_file: Path | None = None,
         egress: Gate | None = None,
         on_quiet: Callable[[bool], None],
     ) -> None:
@@ -92,7 +101,7 @@ class Sender(threading.Thread):
         self._buffer = buffer
         self._interval = flush_interval
         self._codec = codec
-        self._key = key
+        self._key, self._key_file = key, key_file
         self._egress = egress
         self._unspooled: list[tuple[str, int, bytes]] = []  # packed, but the disk refused it
         self._flushes: collections.deque[threading.Event] = collections.deque()
@@ -101,6 +110,7 @@ class Sender(threading.Thread):
         self._on_quiet = on_quiet
         self._quiet = False  # each call wakes us
         self._busy = time.monotonic()  # when something was logged, or quiet began
+        self._silence_due = self._busy + SILENCE
         self._adopt_due = 0.0
         self._place = spool.path.parent, spool.address
         self._said: set[str] = set()
@@ -208,6 +218,7 @@ class Sender(threading.Thread):
         for link in self._links:
             link.close()
             link.spool.close()
+        self._links = []
         if self._own is None:
             self._spool.close()
         write, self._wake_write = self._wake_write, -1
@@ -241,6 +252,8 @@ class Sender(threading.Thread):
             self._adopt()
         if self._own:
             self._own.step, self._own.clock = self._step, self._clock
+            if not self._own.answered and time.monotonic() > self._silence_due:
+                self._tell_silence()
         for link in self._links:
             link.pump()
         self._release()
@@ -409,6 +422,30 @@ class Sender(threading.Thread):
                 continue
             self._links.append(Link(spool, self._spool.address, self._key))
             return
+
+    @property
+    def how_to_send(self) -> str:
+        """The command that sends what is left when this process has ended."""
+        folder, address = self._place
+        answered = self._own is not None and self._own.answered
+        return send_command(folder, address if answered else ANY_ADDRESS, self._key_file)
+
+    def _tell_silence(self) -> None:
+        self._silence_due = math.inf
+        if self._place in _silent:
+            return
+        _silent.add(self._place)
+        folder, address = self._place
+        log.warning(
+            "zmqtrack: no daemon has answered at %s yet. What run %r (site %r) logs is kept in %s "
+            "and is sent as soon as one does. If that address is wrong, give the right one "
+            "(ZMQTRACK_ADDRESS); when this process has ended, `%s` sends what it left",
+            address,
+            self._spool.run.run,
+            self._spool.run.site,
+            folder,
+            self.how_to_send,
+        )
 
     def _release(self) -> None:
         """Let go of adopted outboxes that are empty, or refused, and look for the next one."""

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import shlex
 import sqlite3
 import tempfile
 import time
@@ -23,7 +24,7 @@ from . import damage, wire
 from .errors import FrameError, SpoolError
 from .records import Record, RunKey
 
-__all__ = ["Outgoing", "Spool", "default_directory", "orphans"]
+__all__ = ["Outgoing", "Spool", "default_directory", "orphans", "send_command"]
 
 log = logging.getLogger("zmqtrack")
 
@@ -401,6 +402,14 @@ def orphans(directory: Path) -> list[Path]:
         except FileNotFoundError:
             continue  # delivered and removed by its owner just now
     return [path for _, path in sorted(found)]
+
+
+def send_command(directory: Path, address: str, key_file: Path | None = None) -> str:
+    """What a person types to have sent what processes that have ended left in ``directory``."""
+    words = ["zmqtrack", "spool", "send", "--dir", str(directory), "--address", address]
+    if key_file is not None:
+        words += ["--key", str(key_file)]
+    return shlex.join(words)
 
 
 def _is_whole(row: tuple[Any, ...]) -> bool:
