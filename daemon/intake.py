@@ -13,6 +13,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 
+import msgpack
 import zmq
 
 from zmqtrack import peek, wire
@@ -29,7 +30,7 @@ from .journal import DeadLetter, Journal, Stream
 from .limits import Exceeded, Limits
 from .refusals import Refusals
 from .room import Room
-from .sites import Life, Sites
+from .sites import Beat, Life, Sites
 
 __all__ = ["QUARANTINE", "Intake"]
 
@@ -49,9 +50,16 @@ IDLE = 60.0
 RESUME_AGAIN = 1.0
 #: Streams of which is remembered when that was; and which writers are known.
 REMEMBERED, ROUTES = 10_000, 100_000
-
-#: What a writer says of itself: records in its spool, step and time of what it logged last.
-Beat = tuple[int, "int | None", float]
+#: The log tells of writers that are mixed at most so often (seconds).
+TELL_AGAIN = 1.0
+#: What to do about them.
+APART = (
+    "Give each its own site (ZMQTRACK_SITE, or site=); if they are one job, the same ZMQTRACK_JOB"
+)
+APART_WITH_KEYS = (
+    "Give each its own run (ZMQTRACK_RUN), or a site with a key of its own (zmqtrack keys new "
+    "SITE); if they are one job, the same ZMQTRACK_JOB"
+)
 
 
 class Intake:
@@ -74,8 +82,8 @@ class Intake:
     ) -> None:
         assert config.ingest is not None
         self.socket, self.address = sockets.bind(context, auth, zmq.PULL, config.ingest)
-        self.limits = Limits(config.limits, journal.runs_of)
-        self.sites = Sites(RunKey(*run) for run in journal.open_runs())
+        open_runs = [RunKey(*run) for run in journal.open_runs()]
+        self.limits, self.sites = Limits(config.limits, open_runs), Sites(open_runs)
         self.received = self.duplicates = 0
         self._auth = auth
         self._config = config
@@ -88,6 +96,7 @@ class Intake:
         self._promised: list[list[bytes]] = []  # whole messages that wait for it too
         self._resumed: dict[bytes, tuple[int, float]] = {}
         self._slowed: dict[bytes, float] = {}  # streams that were told to wait, and when
+        self._told = -TELL_AGAIN  # when the log told last of writers that are mixed
 
     def configure(self, config: DaemonConfig) -> None:
         """Another configuration is in force."""
@@ -383,6 +392,7 @@ class Intake:
         run = header.run
         if data_type == "run" and "end" in _keys(header, body):
             self.sites.end(run, header.stream)
+            self.limits.end_run(run, header.stream)
             self._journal.set_run(run, "ended")
         elif self.sites.life(run) is None and self._comes_too_late(header):
             pass  # nobody would end that run again
@@ -396,7 +406,7 @@ class Intake:
         ) == "ended" and not self.sites.beats_since_the_end(header.run, header.stream)
 
     def note_beat(
-        self, client: Client, identity: bytes, stream: bytes, run: RunKey, facts: Beat
+        self, client: Client, identity: bytes, stream: bytes, run: RunKey, beat: Beat
     ) -> None:
         """A writer says that it lives: its run is open, unless that very writer has ended it.
 
@@ -410,14 +420,40 @@ class Intake:
         if (known and known.run != run) or self.limits.wait(run.site, 0):
             return
         # Where it has greeted before we were started again, it has no reason to do so anew.
-        if stream not in self._routes and (known is None or not self._may_begin(stream, run)):
+        if stream in self._routes:
+            self.limits.hear(stream, run)
+        elif known is None or not self._may_begin(stream, run):
             return
         self.set_route(stream, identity)
         if self.sites.life(run) is not None:
             self.sites.hear(run)
         elif not self._room.none and not self.sites.is_over_for(stream):
-            self._open_again(run, clock=facts[2])
-        self.sites.beat(run, stream, *facts)
+            self._open_again(run, clock=beat.clock)
+        life = self.sites.beat(run, stream, beat)
+        if life.told < len(life.mixed) and not self._room.none:
+            self._tell_of_each_other(run, life)
+
+    def _tell_of_each_other(self, run: RunKey, life: Life) -> None:
+        """Writers of one run that do not belong together: somebody forgot to name a site."""
+        mixed = life.mixed
+        life.told = len(mixed)
+        self._journal.set_writers(
+            run, msgpack.packb([{"host": each.host, "pid": each.pid} for each in mixed])
+        )
+        names = [f"process {each.pid} on {each.host[:64]}" for each in mixed]
+        detail = (
+            f"{', '.join(names[:-1])} and {names[-1]} write at the same time to run "
+            f"{'/'.join(run)}, and belong to different jobs: their points are mixed. "
+            f"{APART_WITH_KEYS if self._config.keys else APART}"
+        )
+        if time.monotonic() - self._told >= TELL_AGAIN:  # status names all of them
+            self._told = time.monotonic()
+            log.warning("%s", detail)
+        for family in mixed:
+            message = wire.encode_control(
+                "notice", stream=family.stream, reason="mixed_writers", detail=detail
+            )
+            self._tell(family.stream, message)
 
     def _open_again(self, run: RunKey, clock: float) -> None:
         """A run whose end was told turns out to have a writer that lives: trackers learn it too.
@@ -428,7 +464,7 @@ class Intake:
         if state == "killed":
             after = max(clock, self.sites.last_clock(run)) + 0.001
             body = wire.encode_body([Record("start", {}, None, after)])
-            self._append_own("run", _name(run), Header(b"", 0, run, 1), body)
+            self._append_own("run", _name(run), Header(b"", 0, run, 1), body, own=True)
         if state in ("killed", "ended"):
             self._journal.set_run(run, "open")
             self.sites.hear(run)
@@ -447,9 +483,10 @@ class Intake:
     def _end(self, run: RunKey, life: Life) -> None:
         life.clock = life.clock or time.time()
         body = wire.encode_body([Record("end", "killed", None, life.clock)])
-        self._append_own("run", _name(run), Header(b"", 0, run, 1), body)
+        self._append_own("run", _name(run), Header(b"", 0, run, 1), body, own=True)
         self._journal.set_run(run, "killed")
         self.sites.end(run)
+        self.limits.end_run(run)
 
     def own_stream(self, run: RunKey) -> bytes:
         """That of what we ourselves say of a run."""
@@ -458,12 +495,14 @@ class Intake:
     def _own_stream(self, name: bytes) -> bytes:
         return hashlib.sha256(name + self._journal.epoch).digest()[:16]
 
-    def _append_own(self, data_type: str, name: bytes, header: Header, body: bytes) -> None:
+    def _append_own(
+        self, data_type: str, name: bytes, header: Header, body: bytes, *, own: bool = False
+    ) -> None:
         """Journal a batch that no writer sends, as the next of a stream that is ours."""
         stream = self._own_stream(name)
         known = self._journal.stream(stream)
         header = header._replace(stream=stream, seq=(known.seq if known else 0) + 1)
-        self._journal.append(data_type, header, body, time.time())
+        self._journal.append(data_type, header, body, time.time(), own=own)
 
 
 def _name(run: RunKey) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import zmq
 
-from . import wire
+from . import family, wire
 from .control import Connection, resolve
 from .errors import FrameError
 from .keys import Key
@@ -28,6 +28,8 @@ PATIENCE = 1.0
 PATIENCE_MAX = 8.0
 #: Refusals of a greeting that pass by themselves.
 PASSING = frozenset({"busy", "over_rate"})
+#: And those that pass when another run or writer of the site has ended.
+CROWDED = frozenset({"too_many_runs", "too_many_streams"})
 #: Longest that a daemon can make us wait for its rate limit, in seconds, before it is asked anew.
 SLOW_MAX = 60.0
 
@@ -55,10 +57,8 @@ class Link:
         self._window_bytes = WINDOW_BYTES  # the daemon may allow less
         self._slow_until = 0.0  # it asked us to wait so long
         self._probing = False  # and then to try with one batch
-        #: Say now and then that the writer lives, with its highest step, as far as that was
-        #: looked at, and the time of what it logged last.
+        #: Say now and then that the writer lives, with the time of what it logged last.
         self.beats = False
-        self.step: int | None = None
         self.clock = 0.0
         self._beat_every = self._beat_due = 0.0
         self._beat_final = False
@@ -74,8 +74,13 @@ class Link:
 
     @property
     def refused(self) -> bool:
-        """The daemon does not take this stream, and no waiting changes that."""
+        """The daemon does not take this stream, at least while others of its site are open."""
         return self._refused is not None and self._refused not in PASSING
+
+    @property
+    def crowded(self) -> bool:
+        """It does once others of its site have ended."""
+        return self._refused in CROWDED
 
     @property
     def control(self) -> zmq.Socket[bytes]:
@@ -111,6 +116,7 @@ class Link:
             "resume": self._on_resume,
             "slow": self._on_slow,
             "reject": self._on_reject,
+            "notice": self._on_notice,
             "refused": self._on_refused,
         }.get(message["op"])
         if handler and message.get("stream") == self.spool.stream:
@@ -187,6 +193,10 @@ class Link:
             log.warning("zmqtrack: %s: %s", self.address, message.get("detail"))
         self._patience = PATIENCE_MAX
 
+    def _on_notice(self, message: dict[str, Any]) -> None:
+        """The daemon has seen something that a person should know, and that is no refusal."""
+        log.warning("zmqtrack: %s", str(message.get("detail"))[:2000])
+
     # --- what we say -----------------------------------------------------------------------
 
     def _greet(self) -> None:
@@ -220,9 +230,9 @@ class Link:
             "beat",
             stream=self.spool.stream,
             run=list(self.spool.run),
-            spooled=self.spool.pending(),
-            step=self.step,
+            waiting=self.spool.pending(),
             time=self.clock,
+            **family.who(),
         )
         try:
             self.control.send(beat, zmq.NOBLOCK)

@@ -18,8 +18,9 @@ log         str, one or more lines of output; the key names the stream
 =========== ==================================================================
 
 The name ``lost`` is reserved: with it a writer tells the daemon how many records (value) it
-had to give up, and why (key). So is ``probe``: a batch that is answered, and not kept. Any other
-name that :func:`check_type` accepts is a data type of the user's own; its values are whatever
+had to give up, and why (key); one that begins with :data:`NOT_CARRIED` counts calls that have no
+tracker-neutral form, which is no loss. So is ``probe``: a batch that is answered, and not kept. Any
+other name that :func:`check_type` accepts is a data type of the user's own; its values are whatever
 msgpack carries.
 
 What msgpack carries is here: None, bool, int, float, str, bytes, and lists and dicts of those,
@@ -37,6 +38,7 @@ from types import NoneType
 from typing import Any, NamedTuple
 
 __all__ = [
+    "NOT_CARRIED",
     "RESERVED",
     "STATUSES",
     "VOCABULARY",
@@ -58,6 +60,9 @@ VOCABULARY: frozenset[str] = frozenset(
 
 #: Names that the protocol itself uses.
 RESERVED: frozenset[str] = frozenset({"head", "lost", "probe", "pulse"})
+
+#: With what the reason of a count begins that is no loss: what a syntax cannot carry.
+NOT_CARRIED = "unsupported_"
 
 #: How a run ends.
 STATUSES = ("finished", "failed", "killed")

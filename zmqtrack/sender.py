@@ -103,7 +103,8 @@ class Sender(threading.Thread):
         self._codec = codec
         self._key, self._key_file = key, key_file
         self._egress = egress
-        self._unspooled: list[tuple[str, int, bytes]] = []  # packed, but the disk refused it
+        #: Data type, count, body, highest step: packed, but the disk refused it.
+        self._unspooled: list[tuple[str, int, bytes, int | None]] = []
         self._flushes: collections.deque[threading.Event] = collections.deque()
         self._deadline: float | None = None
         self._last: Entry | None = None
@@ -118,10 +119,10 @@ class Sender(threading.Thread):
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._own: Link | None = None  # once it could be made
-        self._step: int | None = None  # the highest that was noticed
         self._clock = 0.0  # of what was logged last
         self._links: list[Link] = []  # it, and that of an adopted outbox
         self._unwanted: set[Path] = set()  # outboxes that the daemon has refused
+        self._later: set[Path] = set()  # those that it takes when others have ended
         self._losses: collections.Counter[str] = collections.Counter()  # taken out of `lost`
 
     # --- called from other threads ----------------------------------------------------------
@@ -207,7 +208,7 @@ class Sender(threading.Thread):
         if _adopters.get(self._place) is self:
             del _adopters[self._place]
         self._remaining = self._spool.pending() + len(self._buffer)
-        self._remaining += sum(n for _, n, _ in self._unspooled)
+        self._remaining += sum(n for _, n, *_ in self._unspooled)
         if self._egress and self._egress.pending:
             log.error(
                 "zmqtrack: %s could not be written to the end: of run %s, what had waited for "
@@ -237,7 +238,7 @@ class Sender(threading.Thread):
         self._note(len(self._buffer))
         self._losses.update(self.lost.popleft() for _ in range(len(self.lost)))
         flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
-        room = sum(len(body) for _, _, body in self._unspooled) < UNSPOOLED_BYTES
+        room = sum(len(body) for _, _, body, _ in self._unspooled) < UNSPOOLED_BYTES
         room = room and not (self._egress and self._egress.pending)
         if room:
             self._pack()  # else the disk refuses what we have: the rest stays in the buffer
@@ -251,7 +252,7 @@ class Sender(threading.Thread):
         else:
             self._adopt()
         if self._own:
-            self._own.step, self._own.clock = self._step, self._clock
+            self._own.clock = self._clock
             if not self._own.answered and time.monotonic() > self._silence_due:
                 self._tell_silence()
         for link in self._links:
@@ -289,9 +290,6 @@ class Sender(threading.Thread):
             entries = self._egress.sift(entries)
         if entries:
             self._clock = entries[-1][3]
-            step = next((entry[2] for entry in reversed(entries) if entry[2] is not None), None)
-            if step is not None and (self._step is None or step > self._step):
-                self._step = step
         groups: dict[str, list[Entry]] = {}
         if len({entry[4] for entry in entries}) == 1:  # the usual case: nothing but metrics
             groups[entries[0][4]] = entries
@@ -317,13 +315,13 @@ class Sender(threading.Thread):
             batches.append(("run", [groups["run"].pop()]))
         for data_type, records in batches:
             for start in range(0, len(records), BATCH_RECORDS):
-                for count, body in self._bodies(records[start : start + BATCH_RECORDS]):
-                    self._unspooled.append((data_type, count, body))
+                for packed in self._bodies(records[start : start + BATCH_RECORDS]):
+                    self._unspooled.append((data_type, *packed))
 
-    def _bodies(self, records: list[Entry]) -> Iterator[tuple[int, bytes]]:
+    def _bodies(self, records: list[Entry]) -> Iterator[tuple[int, bytes, int | None]]:
         """Pack records into as few bodies as the size limits allow."""
         try:
-            body = wire.encode_body(records, self._codec)
+            body, step = wire.pack(records, self._codec)
         except (TypeError, ValueError, OverflowError) as error:
             # Each call has checked its value; this is the net below: one record must not take
             # its neighbours along.
@@ -331,13 +329,13 @@ class Sender(threading.Thread):
                 self._say_once("unencodable", f"record {records[0][0]!r:.80} is lost: {error}")
                 self.lost.append("unencodable")
                 return
-            body = b""
+            body, step = b"", None
         if len(records) > 1 and (not body or len(body) > BATCH_BYTES):
             middle = len(records) // 2
             yield from self._bodies(records[:middle])
             yield from self._bodies(records[middle:])
         else:
-            yield len(records), body
+            yield len(records), body, step
 
     def _store(self) -> bool:
         """Commit what is packed to the spool; False (and kept) if the disk refuses it."""
@@ -347,8 +345,9 @@ class Sender(threading.Thread):
             return True
         run = self._spool.run
         batches = []
-        for seq, (data_type, count, body) in enumerate(self._unspooled, self._spool.last + 1):
-            header = wire.Header(self._spool.stream, seq, run, count, self._codec)
+        for seq, packed in enumerate(self._unspooled, self._spool.last + 1):
+            data_type, count, body, step = packed
+            header = wire.Header(self._spool.stream, seq, run, count, self._codec, step=step)
             batches.append(Outgoing(seq, data_type, count, wire.encode_header(header), body))
         try:
             shed = self._spool.append(batches)
@@ -405,7 +404,7 @@ class Sender(threading.Thread):
             return
         self._adopt_due = time.monotonic() + ADOPT_INTERVAL
         for path in orphans(self._spool.path.parent):
-            if path == self._spool.path or path in self._unwanted:
+            if path == self._spool.path or path in self._unwanted or path in self._later:
                 continue
             try:
                 spool = Spool.open(path)
@@ -422,6 +421,7 @@ class Sender(threading.Thread):
                 continue
             self._links.append(Link(spool, self._spool.address, self._key))
             return
+        self._later.clear()
 
     @property
     def how_to_send(self) -> str:
@@ -452,7 +452,8 @@ class Sender(threading.Thread):
         adopted = [link for link in self._links if link is not self._own]
         for link in [link for link in adopted if link.done or link.refused]:
             if not link.done:
-                self._unwanted.add(link.spool.path)  # the others must not wait behind it
+                # The others must not wait behind it.
+                (self._later if link.crowded else self._unwanted).add(link.spool.path)
             link.close()
             link.spool.close()
             self._links.remove(link)

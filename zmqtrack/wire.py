@@ -17,6 +17,9 @@ A batch holds records of one data type and one run key. On the wire it is three 
                                 │ daemon → subscriber adds │   │ The daemon never looks   │
                                 │ 8 offset  uint, from 1   │   │ inside.                  │
                                 │ 9 epoch      16 bytes    │   └──────────────────────────┘
+                                ├──────────────────────────┤
+                                │ last, where there is one:│
+                                │   highest step       int │
                                 └──────────────────────────┘
 
 A control message begins with a msgpack map that has at least ``op`` and ``v``, the version;
@@ -63,6 +66,7 @@ __all__ = [
     "encode_body",
     "encode_control",
     "encode_header",
+    "pack",
     "topic",
 ]
 
@@ -86,7 +90,10 @@ CODECS = {"none": CODEC_PLAIN, "zstd": CODEC_ZSTD}
 
 
 class Header(NamedTuple):
-    """What the daemon reads of a batch. ``offset`` is 0 until it is journalled."""
+    """What the daemon reads of a batch. ``offset`` is 0 until it is journalled.
+
+    ``step`` is the highest of its records; None: none has one, or the writer does not say.
+    """
 
     stream: bytes
     seq: int
@@ -95,6 +102,7 @@ class Header(NamedTuple):
     codec: int = CODEC_PLAIN
     offset: int = 0
     epoch: bytes = b""
+    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +162,12 @@ def decode_topic(frame: bytes) -> str:
 
 
 def encode_header(header: Header) -> bytes:
-    """Frame 1 of a batch; offset and epoch only when there is an offset."""
+    """Frame 1 of a batch; offset and epoch only when there is an offset, a step likewise."""
     fields = [VERSION, header.stream, header.seq, *header.run, header.count, header.codec]
     if header.offset:
         fields += [header.offset, header.epoch]
+    if header.step is not None:
+        fields.append(header.step)
     packed: bytes = msgpack.packb(fields)
     return packed
 
@@ -186,9 +196,10 @@ def decode_header(frame: bytes) -> Header:
     if not isinstance(fields, tuple) or not fields:
         raise FrameError("bad_header", f"expected an array, got {type(fields).__name__}")
     _check_version(fields[0])
-    if len(fields) not in (8, 10):
-        raise FrameError("bad_header", f"expected 8 or 10 fields, got {len(fields)}")
+    if not 8 <= len(fields) <= 11:
+        raise FrameError("bad_header", f"expected 8 to 11 fields, got {len(fields)}")
     _, stream, seq, experiment, run, site, count, codec, *rest = fields
+    step = rest.pop() if len(rest) % 2 else None
     offset, epoch = rest or (0, b"")
     if not isinstance(stream, bytes) or len(stream) != 16:
         raise FrameError("bad_header", "the stream is no UUID of 16 bytes")
@@ -202,12 +213,14 @@ def decode_header(frame: bytes) -> Header:
             raise FrameError("bad_header", f"{name} is {reprlib.repr(number)}, not {low} to {high}")
     if not isinstance(epoch, bytes) or len(epoch) not in (0, 16):
         raise FrameError("bad_header", "the epoch is no UUID of 16 bytes")
+    if step is not None and (type(step) is not int or step > MAX_INT):
+        raise FrameError("bad_header", f"step is {reprlib.repr(step)}, no integer of 64 bits")
     try:
         for name, part in (("experiment", experiment), ("run", run), ("site", site)):
             check_name(name, part)
     except (TypeError, ValueError) as error:
         raise FrameError("bad_header", str(error)) from None
-    return Header(stream, seq, RunKey(experiment, run, site), count, codec, offset, epoch)
+    return Header(stream, seq, RunKey(experiment, run, site), count, codec, offset, epoch, step)
 
 
 # --- body --------------------------------------------------------------------------------
@@ -219,6 +232,11 @@ def encode_body(records: Sequence[tuple[Any, ...]], codec: int = CODEC_PLAIN) ->
     Raises:
         TypeError, ValueError, OverflowError: a value that msgpack cannot carry.
     """
+    return pack(records, codec)[0]
+
+
+def pack(records: Sequence[tuple[Any, ...]], codec: int = CODEC_PLAIN) -> tuple[bytes, int | None]:
+    """As :func:`encode_body`, and the highest step of the records, which the header tells."""
     keys, values, steps, times, *_ = zip(*records)  # noqa: B905 -- records are of one length
     table = {key: index for index, key in enumerate(dict.fromkeys(keys))}
     index = [0] * len(keys) if len(table) == 1 else [table[key] for key in keys]
@@ -228,7 +246,14 @@ def encode_body(records: Sequence[tuple[Any, ...]], codec: int = CODEC_PLAIN) ->
         import zstandard  # optional, and only where it was asked for
 
         packed = zstandard.compress(packed)
-    return packed
+    return packed, _highest(steps)
+
+
+def _highest(steps: tuple[int | None, ...]) -> int | None:
+    try:
+        return max(steps)  # type: ignore[type-var]  # the usual case: all have one
+    except TypeError:
+        return max((step for step in steps if step is not None), default=None)
 
 
 def decode_body(data_type: str, header: Header, frame: bytes) -> list[Record]:
