@@ -36,6 +36,7 @@ from .records import (
     check_type,
     check_values,
 )
+from .rows import Rows
 from .sender import Buffer, Sender
 from .spool import Spool, default_directory
 
@@ -186,6 +187,7 @@ class Run:
         self._spool_limits = spool_limits
         self._options = sender_options
         self._policy = policy
+        self.rows = Rows()
         self._finished = False
         self._lock = threading.Lock()
         self._keys: set[str] = set()  # known to be good names of metrics
@@ -208,7 +210,12 @@ class Run:
 
             self._egress = Gate(self._policy, self.key, self._spool_dir)
         self._sender = Sender(
-            spool, self._buffer, egress=self._egress, on_quiet=self._on_quiet, **self._options
+            spool,
+            self._buffer,
+            egress=self._egress,
+            rows=self.rows,
+            on_quiet=self._on_quiet,
+            **self._options,
         )
         self._append: Callable[[Entry], None] = self._buffer.append
         if self._options["flush_interval"] == 0:
@@ -418,6 +425,16 @@ class Run:
         return f"<zmqtrack.Run {'/'.join(self.key)} → {self.address}>"
 
     # --- inside -------------------------------------------------------------------------------
+
+    def _append_row(self, entries: list[Entry]) -> None:
+        """Append metrics that have been checked: at once, so that no batch ends among them."""
+        if self._append == self._buffer.append:
+            self._buffer.extend(entries)
+        else:
+            for entry in entries:
+                self._append(entry)
+        if len(self._buffer) > BUFFER_RECORDS:
+            self._stall()
 
     def _log(
         self, data_type: str, key: str, value: Any, step: int | None, time: float | None

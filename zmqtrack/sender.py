@@ -20,6 +20,7 @@ from .errors import SpoolError
 from .keys import Key
 from .link import Link
 from .records import Entry
+from .rows import Rows
 from .spool import Outgoing, Spool, orphans
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Sender(threading.Thread):
         codec: int = wire.CODEC_PLAIN,
         key: Key | None = None,
         egress: Gate | None = None,
+        rows: Rows | None = None,
         on_quiet: Callable[[bool], None],
     ) -> None:
         super().__init__(name=f"zmqtrack-{spool.run.run}", daemon=True)
@@ -88,7 +90,9 @@ class Sender(threading.Thread):
         self._codec = codec
         self._key = key
         self._egress = egress
-        self._unspooled: list[tuple[str, int, bytes]] = []  # packed, but the disk refused it
+        self._rows = rows or Rows()
+        # Packed, but the disk refused it: data type, count, body, how the rows in it end.
+        self._unspooled: list[tuple[str, int, bytes, int]] = []
         self._flushes: collections.deque[threading.Event] = collections.deque()
         self._deadline: float | None = None
         self._last: Entry | None = None
@@ -169,7 +173,7 @@ class Sender(threading.Thread):
             if _adopters.get(self._place) is self:
                 del _adopters[self._place]
             self._remaining = self._spool.pending() + len(self._buffer)
-            self._remaining += sum(n for _, n, _ in self._unspooled)
+            self._remaining += sum(n for _, n, _, _ in self._unspooled)
             if self._egress and self._egress.pending:
                 log.error(
                     "zmqtrack: %s could not be written to the end: of run %s, what had waited for "
@@ -199,7 +203,7 @@ class Sender(threading.Thread):
         self._note(len(self._buffer))
         self._losses.update(self.lost.popleft() for _ in range(len(self.lost)))
         flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
-        room = sum(len(body) for _, _, body in self._unspooled) < UNSPOOLED_BYTES
+        room = sum(len(body) for _, _, body, _ in self._unspooled) < UNSPOOLED_BYTES
         room = room and not (self._egress and self._egress.pending)
         if room:
             self._pack()  # else the disk refuses what we have: the rest stays in the buffer
@@ -242,6 +246,7 @@ class Sender(threading.Thread):
 
     def _pack(self) -> None:
         """Take all records out of the buffer and pack them, by data type."""
+        self._rows.before_taking()
         take = self._buffer.popleft
         entries = [take() for _ in range(len(self._buffer))]
         self._note(len(entries))
@@ -275,12 +280,19 @@ class Sender(threading.Thread):
         if "run" in groups and groups["run"][-1][0] == "end":
             # After all others, also where `finish` had no time to wait for them first.
             batches.append(("run", [groups["run"].pop()]))
-        for data_type, records in batches:
-            for start in range(0, len(records), BATCH_RECORDS):
-                for count, body in self._bodies(records[start : start + BATCH_RECORDS]):
-                    self._unspooled.append((data_type, count, body))
+        packed = [
+            (data_type, part, body)
+            for data_type, records in batches
+            for cut in self._rows.cut(records, BATCH_RECORDS)
+            for part, body in self._bodies(cut)
+        ]
+        ends = self._rows.ends([(data_type, part) for data_type, part, _ in packed])
+        self._unspooled += [
+            (data_type, len(part), body, end)
+            for (data_type, part, body), end in zip(packed, ends, strict=True)
+        ]
 
-    def _bodies(self, records: list[Entry]) -> Iterator[tuple[int, bytes]]:
+    def _bodies(self, records: list[Entry]) -> Iterator[tuple[list[Entry], bytes]]:
         """Pack records into as few bodies as the size limits allow."""
         try:
             body = wire.encode_body(records, self._codec)
@@ -297,7 +309,7 @@ class Sender(threading.Thread):
             yield from self._bodies(records[:middle])
             yield from self._bodies(records[middle:])
         else:
-            yield len(records), body
+            yield records, body
 
     def _store(self) -> bool:
         """Commit what is packed to the spool; False (and kept) if the disk refuses it."""
@@ -307,8 +319,8 @@ class Sender(threading.Thread):
             return True
         run = self._spool.run
         batches = []
-        for seq, (data_type, count, body) in enumerate(self._unspooled, self._spool.last + 1):
-            header = wire.Header(self._spool.stream, seq, run, count, self._codec)
+        for seq, (data_type, count, body, rows) in enumerate(self._unspooled, self._spool.last + 1):
+            header = wire.Header(self._spool.stream, seq, run, count, self._codec, rows=rows)
             batches.append(Outgoing(seq, data_type, count, wire.encode_header(header), body))
         try:
             shed = self._spool.append(batches)
