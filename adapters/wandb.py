@@ -6,9 +6,9 @@ What becomes what (``zmqtrack/…`` is ours; a user's name of that kind gets ``u
 metric    a history row; columns ``zmqtrack/step`` (the x axis: steps may repeat and go back),
           ``_timestamp`` (W&B's own column, with the writer's time), ``zmqtrack/id``. Metrics
           of one step and time that come together share a row. ``summary/KEY`` without a step
-          also sets the summary
+          sets the summary, and is in the column ``zmqtrack/summary``
 text      Html: as it is where the key ends in ``.html``, else escaped in ``<pre>``; a plain
-          string where it was logged in a row, and its key has no extension
+          string where it was logged in a row (and is no ``.html`` or ``.md``)
 image     Image, the writer's bytes; in a format that W&B does not show: PNG; no image: artifact
 histogram Histogram; bins are merged until W&B's 512 hold them
 artifact  a file Artifact ``RUNID-KEY`` whose metadata tells key, step, time and run
@@ -70,6 +70,9 @@ __all__ = ["WandBAdapter"]
 
 #: W&B's limits: bins of a histogram, characters of a tag and of a project's name.
 MAX_BINS, MAX_TAG, MAX_PROJECT, MAX_NAME = 512, 64, 128, 128
+
+#: Endings of texts that are pages, and no strings, though they were logged in a row.
+FORMATTED = (".html", ".md")
 
 EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255}
 #: Image formats that W&B shows; the file is kept as it is.
@@ -276,7 +279,7 @@ class WandBAdapter(Adapter):
                 continue
             run.open(self._init)
             on_axis = bool(run.axes) and run.axes.of(record.key) is not None
-            column, value = _column(record.key), self._value(run, batch, record)
+            column, value = self._cell(run, batch, record)
             if value is None:
                 self._announce(run, batch.part(place - batch.first, place - batch.first + 1))
                 continue
@@ -286,16 +289,18 @@ class WandBAdapter(Adapter):
             run.held.add(name)
         run.publish(rows.take(batch if batch.header.rows else None))
 
-    def _value(self, run: Run, batch: Batch, record: Record) -> Any:
-        """What stands in the record's column; None: W&B cannot show it."""
+    def _cell(self, run: Run, batch: Batch, record: Record) -> tuple[str, Any]:
+        """The record's column, and what stands in it; None: W&B cannot show it."""
+        column = _column(record.key)
         if batch.type == "metric":
-            if record.step is None and record.key.startswith("summary/"):
-                run.summarise(record.key, record.value)
-            return record.value
-        if batch.type == "text" and batch.header.rows and not Path(record.key).suffix:
-            return record.value
+            if record.step is not None or not record.key.startswith("summary/"):
+                return column, record.value
+            run.summarise(record.key, record.value)
+            return "zmqtrack/summary", {record.key.removeprefix("summary/"): record.value}
+        if batch.type == "text" and batch.header.rows and not record.key.endswith(FORMATTED):
+            return column, record.value
         media = getattr(self, f"_{batch.type}")(record.key, record.value)
-        return None if media is None else run.bind(_column(record.key), media)
+        return column, None if media is None else run.bind(column, media)
 
     def _announce(self, run: Run, batch: Batch) -> None:
         """Publish a row for each record, and behind it what the row announces."""

@@ -38,6 +38,7 @@ ANNOUNCES = {
     "zmqtrack/end": "exit",
 }
 
+OWN_COLUMNS = ("zmqtrack/id", "zmqtrack/step", "zmqtrack/summary")
 #: Greatest step of a writer that becomes W&B's own ``_step``: from there it could not go on.
 MAX_OWN_STEP = 2**53
 #: Longest W&B tag.
@@ -115,8 +116,8 @@ class Run:
         self.changed = False
         # The next row continues the steps of the run's earlier folders.
         self.memo["step"] = max(self.memo["step"], self.wandb.step)
-        self._define("zmqtrack/*", {"hidden": True, "summary": "none"})
-        self._define("summary/*", {"hidden": True, "summary": "none"})
+        for own in (*OWN_COLUMNS, *ANNOUNCES):  # each by name: a user's "*" would win over a glob
+            self._define(own, {"hidden": True, "summary": "none"})
         if "*" not in self.memo["define"]:
             self._define("*", {})
         for pattern, facts in self.memo["define"].items():
@@ -187,7 +188,7 @@ class Run:
         axis = facts.get("step_metric")
         # step_sync would give rows that have no step the last one.
         own = {"step_metric": "zmqtrack/step", "step_sync": False}
-        if pattern == "zmqtrack/*":
+        if pattern.startswith("zmqtrack/"):
             own = {}
         elif axis is not None:
             own = {"step_metric": axis}
