@@ -36,6 +36,7 @@ from .records import (
     check_type,
     check_values,
 )
+from .rows import Rows
 from .sender import Buffer, Sender, starting
 from .settings import Settings
 from .spool import Spool, default_directory
@@ -207,6 +208,7 @@ class Run:
         self._spool_limits = spool_limits
         self._options = sender_options
         self._policy = policy
+        self.rows = Rows()
         # One thread may take it twice: a signal's handler of the program's own may log.
         self._lock = threading.RLock()
         self._buffer: Buffer = Buffer()
@@ -235,7 +237,12 @@ class Run:
 
                 egress = Gate(self._policy, self.key, self._spool_dir)
             sender = Sender(
-                spool, self._buffer, egress=egress, on_quiet=self._on_quiet, **self._options
+                spool,
+                self._buffer,
+                egress=egress,
+                rows=self.rows,
+                on_quiet=self._on_quiet,
+                **self._options,
             )
             try:
                 sender.start()
@@ -390,6 +397,11 @@ class Run:
 
     # --- life ---------------------------------------------------------------------------------
 
+    @property
+    def finished(self) -> bool:
+        """Nothing more can be logged to it."""
+        return self._state is State.ENDED
+
     def flush(self, timeout: float | None = 10.0) -> bool:
         """Wait until what was logged is on this machine's disk, from where it will be sent.
 
@@ -455,6 +467,16 @@ class Run:
         return f"<zmqtrack.Run {'/'.join(self.key)} → {self.address}>"
 
     # --- inside -------------------------------------------------------------------------------
+
+    def _append_row(self, entries: list[Entry]) -> None:
+        """Append metrics that have been checked: at once, so that no batch ends among them."""
+        if self._append == self._buffer.append:
+            self._buffer.extend(entries)
+        else:
+            for entry in entries:
+                self._append(entry)
+        if len(self._buffer) > BUFFER_RECORDS:
+            self._stall()
 
     def _log(
         self, data_type: str, key: str, value: Any, step: int | None, time: float | None

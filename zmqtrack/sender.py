@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
 
@@ -21,6 +21,7 @@ from .errors import SpoolError
 from .keys import Key
 from .link import Link
 from .records import Entry
+from .rows import Rows
 from .spool import Outgoing, Spool, orphans, send_command
 
 if TYPE_CHECKING:
@@ -69,6 +70,16 @@ running: set[Sender] = set()
 _starting = threading.RLock()
 
 
+class _Packed(NamedTuple):
+    """A batch that is not in the spool yet."""
+
+    type: str
+    records: int
+    body: bytes
+    step: int | None  # the highest in it
+    rows: int  # how its rows end
+
+
 class Sender(threading.Thread):
     """Empties ``buffer`` every ``flush_interval`` seconds into ``spool`` and on to the daemon.
 
@@ -87,6 +98,7 @@ class Sender(threading.Thread):
         key: Key | None = None,
         key_file: Path | None = None,
         egress: Gate | None = None,
+        rows: Rows | None = None,
         on_quiet: Callable[[bool], None],
     ) -> None:
         super().__init__(name=f"zmqtrack-{spool.run.run}", daemon=True)
@@ -103,8 +115,8 @@ class Sender(threading.Thread):
         self._codec = codec
         self._key, self._key_file = key, key_file
         self._egress = egress
-        #: Data type, count, body, highest step: packed, but the disk refused it.
-        self._unspooled: list[tuple[str, int, bytes, int | None]] = []
+        self._rows = rows or Rows()
+        self._unspooled: list[_Packed] = []  # the disk refused it
         self._flushes: collections.deque[threading.Event] = collections.deque()
         self._deadline: float | None = None
         self._last: Entry | None = None
@@ -208,7 +220,7 @@ class Sender(threading.Thread):
         if _adopters.get(self._place) is self:
             del _adopters[self._place]
         self._remaining = self._spool.pending() + len(self._buffer)
-        self._remaining += sum(n for _, n, *_ in self._unspooled)
+        self._remaining += sum(each.records for each in self._unspooled)
         if self._egress and self._egress.pending:
             log.error(
                 "zmqtrack: %s could not be written to the end: of run %s, what had waited for "
@@ -238,7 +250,7 @@ class Sender(threading.Thread):
         self._note(len(self._buffer))
         self._losses.update(self.lost.popleft() for _ in range(len(self.lost)))
         flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
-        room = sum(len(body) for _, _, body, _ in self._unspooled) < UNSPOOLED_BYTES
+        room = sum(len(each.body) for each in self._unspooled) < UNSPOOLED_BYTES
         room = room and not (self._egress and self._egress.pending)
         if room:
             self._pack()  # else the disk refuses what we have: the rest stays in the buffer
@@ -283,6 +295,7 @@ class Sender(threading.Thread):
 
     def _pack(self) -> None:
         """Take all records out of the buffer and pack them, by data type."""
+        self._rows.before_taking()
         take = self._buffer.popleft
         entries = [take() for _ in range(len(self._buffer))]
         self._note(len(entries))
@@ -313,12 +326,21 @@ class Sender(threading.Thread):
         if "run" in groups and groups["run"][-1][0] == "end":
             # After all others, also where `finish` had no time to wait for them first.
             batches.append(("run", [groups["run"].pop()]))
-        for data_type, records in batches:
-            for start in range(0, len(records), BATCH_RECORDS):
-                for packed in self._bodies(records[start : start + BATCH_RECORDS]):
-                    self._unspooled.append((data_type, *packed))
+        packed = [
+            each
+            for data_type, records in batches
+            for cut in self._rows.cut(records, BATCH_RECORDS)
+            for each in self._bodies(data_type, cut)
+        ]
+        ends = self._rows.ends([(data_type, part) for data_type, part, *_ in packed])
+        self._unspooled += [
+            _Packed(data_type, len(part), body, step, rows)
+            for (data_type, part, body, step), rows in zip(packed, ends, strict=True)
+        ]
 
-    def _bodies(self, records: list[Entry]) -> Iterator[tuple[int, bytes, int | None]]:
+    def _bodies(
+        self, data_type: str, records: list[Entry]
+    ) -> Iterator[tuple[str, list[Entry], bytes, int | None]]:
         """Pack records into as few bodies as the size limits allow."""
         try:
             body, step = wire.pack(records, self._codec)
@@ -332,10 +354,10 @@ class Sender(threading.Thread):
             body, step = b"", None
         if len(records) > 1 and (not body or len(body) > BATCH_BYTES):
             middle = len(records) // 2
-            yield from self._bodies(records[:middle])
-            yield from self._bodies(records[middle:])
+            yield from self._bodies(data_type, records[:middle])
+            yield from self._bodies(data_type, records[middle:])
         else:
-            yield len(records), body, step
+            yield data_type, records, body, step
 
     def _store(self) -> bool:
         """Commit what is packed to the spool; False (and kept) if the disk refuses it."""
@@ -346,8 +368,10 @@ class Sender(threading.Thread):
         run = self._spool.run
         batches = []
         for seq, packed in enumerate(self._unspooled, self._spool.last + 1):
-            data_type, count, body, step = packed
-            header = wire.Header(self._spool.stream, seq, run, count, self._codec, step=step)
+            data_type, count, body, step, rows = packed
+            header = wire.Header(
+                self._spool.stream, seq, run, count, self._codec, step=step, rows=rows
+            )
             batches.append(Outgoing(seq, data_type, count, wire.encode_header(header), body))
         try:
             shed = self._spool.append(batches)

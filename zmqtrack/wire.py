@@ -13,14 +13,18 @@ A batch holds records of one data type and one run key. On the wire it is three 
     │ ZeroMQ matches topics │   │ 5 site           str     │   │                          │
     │ by prefix. The site   │   │ 6 count  uint, records   │   │ as it is (codec 0), or   │
     │ is percent-encoded.   │   │ 7 codec          uint    │   │ one zstd frame (codec 1) │
-    └───────────────────────┘   ├──────────────────────────┤   │                          │
-                                │ daemon → subscriber adds │   │ The daemon never looks   │
-                                │ 8 offset  uint, from 1   │   │ inside.                  │
-                                │ 9 epoch      16 bytes    │   └──────────────────────────┘
-                                ├──────────────────────────┤
-                                │ last, where there is one:│
-                                │   highest step       int │
+    └───────────────────────┘   │ 8 step   int | nil, the  │   │                          │
+                                │          records' highest│   │ The daemon looks at keys │
+                                │ 9 rows      uint, 0 to 3 │   │ and sizes alone.         │
+                                ├──────────────────────────┤   └──────────────────────────┘
+                                │ daemon → subscriber adds │
+                                │ 10 offset uint, from 1   │
+                                │ 11 epoch     16 bytes    │
                                 └──────────────────────────┘
+
+``rows`` other than 0 says that the records of one time are one row (of a tool that logs in rows),
+and how far the rows of this batch go: 1 all are whole; 2 some go on in the stream's next batch
+that has ``rows``; 3 all are whole but the last one, to which the writer may still add.
 
 A control message begins with a msgpack map that has at least ``op`` and ``v``, the version;
 ``page`` and ``commit`` are followed by two frames (header, body) for each batch in them.
@@ -56,6 +60,9 @@ __all__ = [
     "MAX_BODY",
     "MAX_HEADER",
     "MAX_RECORDS",
+    "ROWS_GO_ON",
+    "ROWS_LAST_OPEN",
+    "ROWS_WHOLE",
     "VERSION",
     "Batch",
     "Header",
@@ -85,6 +92,8 @@ MAX_CONTROL = 1 << 20
 MAX_ITEMS = 1 << 16
 CODEC_PLAIN = 0
 CODEC_ZSTD = 1
+#: How the rows of a batch end (:attr:`Header.rows`); 0: its records are not rows.
+ROWS_WHOLE, ROWS_GO_ON, ROWS_LAST_OPEN = 1, 2, 3
 #: Codec names as users write them.
 CODECS = {"none": CODEC_PLAIN, "zstd": CODEC_ZSTD}
 
@@ -103,6 +112,7 @@ class Header(NamedTuple):
     offset: int = 0
     epoch: bytes = b""
     step: int | None = None
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +172,13 @@ def decode_topic(frame: bytes) -> str:
 
 
 def encode_header(header: Header) -> bytes:
-    """Frame 1 of a batch; offset and epoch only when there is an offset, a step likewise."""
-    fields = [VERSION, header.stream, header.seq, *header.run, header.count, header.codec]
+    """Frame 1 of a batch; offset and epoch only when there is an offset."""
+    fields = [
+        VERSION, header.stream, header.seq, *header.run, header.count, header.codec,
+        header.step, header.rows,
+    ]  # fmt: skip
     if header.offset:
         fields += [header.offset, header.epoch]
-    if header.step is not None:
-        fields.append(header.step)
     packed: bytes = msgpack.packb(fields)
     return packed
 
@@ -196,10 +207,10 @@ def decode_header(frame: bytes) -> Header:
     if not isinstance(fields, tuple) or not fields:
         raise FrameError("bad_header", f"expected an array, got {type(fields).__name__}")
     _check_version(fields[0])
-    if not 8 <= len(fields) <= 11:
-        raise FrameError("bad_header", f"expected 8 to 11 fields, got {len(fields)}")
+    if len(fields) not in (10, 12):
+        raise FrameError("bad_header", f"expected 10 or 12 fields, got {len(fields)}")
     _, stream, seq, experiment, run, site, count, codec, *rest = fields
-    step = rest.pop() if len(rest) % 2 else None
+    step, rows, *rest = rest
     offset, epoch = rest or (0, b"")
     if not isinstance(stream, bytes) or len(stream) != 16:
         raise FrameError("bad_header", "the stream is no UUID of 16 bytes")
@@ -208,6 +219,7 @@ def decode_header(frame: bytes) -> Header:
         ("count", count, 1, MAX_RECORDS),
         ("codec", codec, 0, max(CODECS.values())),
         ("offset", offset, 0, 2**63 - 1),
+        ("rows", rows, 0, ROWS_LAST_OPEN),
     ):
         if type(number) is not int or not low <= number <= high:
             raise FrameError("bad_header", f"{name} is {reprlib.repr(number)}, not {low} to {high}")
@@ -220,7 +232,8 @@ def decode_header(frame: bytes) -> Header:
             check_name(name, part)
     except (TypeError, ValueError) as error:
         raise FrameError("bad_header", str(error)) from None
-    return Header(stream, seq, RunKey(experiment, run, site), count, codec, offset, epoch, step)
+    key = RunKey(experiment, run, site)
+    return Header(stream, seq, key, count, codec, offset, epoch, step, rows)
 
 
 # --- body --------------------------------------------------------------------------------

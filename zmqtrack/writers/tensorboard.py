@@ -45,7 +45,7 @@ from ..arrays import is_array, to_host
 from ..histogram import summarise
 from ..image import encode_image
 from ..run import Run, _new_name, status_after
-from ._common import also_called, begin, disabled_run, lose, note
+from ._common import also_called, begin, disabled_run, joined, lose, note
 
 __all__ = ["FileWriter", "SummaryWriter"]
 
@@ -95,6 +95,8 @@ class SummaryWriter:
     ) -> None:
         log_dir = log_dir if log_dir is not None else logdir
         given = os.fspath(log_dir) if log_dir else None
+        if zmq_run is None and write_to_disk and not (experiment or run or site or address):
+            zmq_run = joined()  # of W&B's syntax with sync_tensorboard
         self._owns_run = zmq_run is None
         if zmq_run is not None:
             self.run = zmq_run
