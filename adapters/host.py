@@ -26,6 +26,7 @@ from zmqtrack.config import AdapterConfig
 from zmqtrack.control import Connection, ControlClient, resolve
 from zmqtrack.errors import ControlError, FrameError
 from zmqtrack.keys import Key
+from zmqtrack.records import wire_key
 from zmqtrack.wire import Batch
 
 from . import loader
@@ -469,7 +470,7 @@ class Host:
         values = _pieces(record.value) if batch.type == "artifact" else iter([record.value])
         header = batch.header._replace(count=1, codec=wire.CODEC_PLAIN)
         for value in values:
-            body = wire.encode_body([record._replace(value=value)])
+            body = wire.encode_body([record._replace(key=wire_key(record.key), value=value)])
             self._bury(batch.type, header, body, batch.first, reason)
 
     def _bury(

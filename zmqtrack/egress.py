@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from .auditfile import AuditFile
-from .records import Entry, RunKey
+from .records import Entry, RunKey, plain_key
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -134,7 +134,7 @@ class Gate:
         try:
             verdict = self._verdicts[key]
         except KeyError:
-            verdict = self._policy.verdict(key)
+            verdict = self._policy.verdict(plain_key(key))
             if len(self._verdicts) < KNOWN_KEYS:
                 self._verdicts[key] = verdict
         if verdict is not None:
@@ -163,6 +163,7 @@ class Gate:
         return passes
 
     def _hold(self, data_type: str, key: str, reason: str) -> None:
+        key = plain_key(key)
         if reason not in self.held:
             log.warning(
                 "zmqtrack: %s %r is held back: %s (%s). All that is held back for this reason is "

@@ -26,16 +26,20 @@ msgpack carries.
 What msgpack carries is here: None, bool, int, float, str, bytes, and lists and dicts of those,
 nested :data:`MAX_DEPTH` deep at most. The keys of a dict may be anything that is no list and no
 dict. msgpack's extension types, its timestamp among them, are not carried.
+
+Metrics that are lines of one chart, and metrics and params of one trial of several in a run, say
+so in their keys: see :class:`PairKey`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import reprlib
 from itertools import pairwise
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 __all__ = [
     "NOT_CARRIED",
@@ -43,14 +47,20 @@ __all__ = [
     "STATUSES",
     "VOCABULARY",
     "Entry",
+    "LineKey",
+    "PairKey",
     "Record",
     "RunKey",
+    "TrialKey",
+    "as_key",
     "as_number",
     "check_carried",
     "check_keys",
     "check_name",
     "check_type",
     "check_values",
+    "plain_key",
+    "wire_key",
 ]
 
 #: The built-in data types.
@@ -90,6 +100,48 @@ class Record(NamedTuple):
     value: Any
     step: int | None
     time: float
+
+
+class PairKey(str):
+    """A key of two names: ``first/second``, for all that know no more of it.
+
+    On the wire and in a writer's buffer a control character that its class gives it stands
+    between the two, so that it stays apart from a plain key that reads the same.
+    """
+
+    __slots__ = ("first", "second")
+    mark: ClassVar[str]
+    first: str
+    second: str
+
+    def __new__(cls, first: str, second: str) -> PairKey:
+        key = super().__new__(cls, f"{first}/{second}")
+        key.first, key.second = first, second
+        return key
+
+    def __reduce__(self) -> tuple[type[PairKey], tuple[str, str]]:
+        return type(self), (self.first, self.second)
+
+
+class LineKey(PairKey):
+    """The key of a metric that is one line of a chart with several: ``chart/line``."""
+
+    __slots__ = ()
+    mark = "\x1f"  # ASCII's unit separator
+
+
+class TrialKey(PairKey):
+    """The key of a metric or param of one trial of several in a run: ``trial/key``."""
+
+    __slots__ = ()
+    mark = "\x1e"  # ASCII's record separator
+
+
+#: By data type the pairs that a key may be.
+_PAIRS: dict[str, tuple[type[PairKey], ...]] = {
+    "metric": (LineKey, TrialKey),
+    "param": (TrialKey,),
+}
 
 
 #: A record and its data type, as a logging call appends it: (key, value, step, time, data type).
@@ -132,11 +184,50 @@ def check_type(data_type: object) -> str:
     return data_type
 
 
+def as_key(name: str, limit: int = MAX_KEY) -> str:
+    """``name``, spelled so that it can be a record's key: itself, nearly always.
+
+    Of a name that is empty, and of one that has control characters, these are spelled ``%XX``
+    as in a URL (the empty name is ``%``); one longer than ``limit`` bytes is cut, with a hash of
+    the whole behind it; a lone surrogate becomes ``?``.
+
+    Raises:
+        TypeError: it is no string.
+    """
+    try:
+        return check_name("key", name, limit)
+    except ValueError:
+        pass
+    spelled = name.encode(errors="replace").decode()
+    if not spelled.strip():
+        spelled = "".join(map(_percent, spelled)) or "%"
+    spelled = _CONTROL.sub(lambda found: _percent(found[0]), spelled)
+    if len(spelled.encode()) > limit:
+        digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]
+        spelled = spelled.encode()[: limit - 17].decode(errors="ignore") + f"~{digest}"
+    return spelled
+
+
+def _percent(characters: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in characters.encode())
+
+
+def plain_key(key: str) -> str:
+    """A key as people and patterns know it, from the one that a writer appends."""
+    return key.replace(LineKey.mark, "/", 1).replace(TrialKey.mark, "/", 1)
+
+
+def wire_key(key: str) -> str:
+    """A key as a writer appends it, from a decoded one; see :class:`PairKey`."""
+    return f"{key.first}{key.mark}{key.second}" if isinstance(key, PairKey) else key
+
+
 def as_number(key: str, value: Any) -> float:
     """Return ``value`` as a float; NaN and ±inf stay what they are.
 
-    Takes int, float, bool, NumPy scalars, and arrays or tensors (of any library) with
-    exactly one element; none of those libraries is imported to find out.
+    Takes what ``float`` takes (int, bool, Decimal, Fraction, the text of a number), NumPy
+    scalars, and arrays or tensors (of any library) with exactly one element; none of those
+    libraries is imported to find out.
 
     Raises:
         TypeError: anything else; names key and type.
@@ -150,16 +241,19 @@ def as_number(key: str, value: Any) -> float:
                 raise TypeError(
                     f"metric {key!r}: expected one number, got {_describe(value)} ({error})"
                 ) from None
-        if not isinstance(value, (int, float)):
-            raise TypeError(f"metric {key!r}: expected a number, got {_describe(value)}")
     try:
         return float(value)
     except OverflowError:
         raise TypeError(f"metric {key!r}: the integer is too large for a float") from None
+    except (TypeError, ValueError):
+        raise TypeError(f"metric {key!r}: expected a number, got {_describe(value)}") from None
 
 
-def check_keys(keys: list[str]) -> None:
+def check_keys(keys: list[str], data_type: str = "") -> list[str]:
     """Check decoded keys (strings, and valid Unicode) as :func:`check_name` does, all at a time.
+
+    Returns:
+        the keys, and a :class:`PairKey` for each that is one.
 
     Raises:
         ValueError: one of them is empty, longer than ``MAX_KEY`` bytes or has control characters.
@@ -171,9 +265,12 @@ def check_keys(keys: list[str]) -> None:
         and min(keys, default=".").strip()
         and max(map(len, keys), default=0) <= MAX_KEY // 4  # in UTF-8 a character has 4 bytes
     ):
-        return
+        return keys
+    for pair in _PAIRS.get(data_type, ()):
+        keys = [pair(*key.split(pair.mark, 1)) if pair.mark in key else key for key in keys]
     for key in keys:
         check_name("key", key, MAX_KEY)
+    return keys
 
 
 #: The Python types that a value of each data type may have once decoded.

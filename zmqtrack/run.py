@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
+import logging
 import math
-import operator
 import os
 import secrets
 import socket
@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -30,7 +31,11 @@ from .records import (
     STATUSES,
     VOCABULARY,
     Entry,
+    LineKey,
+    PairKey,
     RunKey,
+    TrialKey,
+    as_key,
     as_number,
     check_name,
     check_type,
@@ -62,6 +67,8 @@ MIN_STEP, MAX_STEP = -(2**63), 2**63 - 1
 
 #: A file travels in pieces of so many bytes.
 PIECE = 512 << 10
+
+log = logging.getLogger("zmqtrack")
 
 _now = time.time
 
@@ -189,6 +196,7 @@ class Run:
     #: Changed under ``_lock`` alone. ``_append`` is what it means to a logging call.
     _state = State.OPEN
     _append: Callable[[Entry], None]
+    _said_spelling = False
 
     def __init__(
         self,
@@ -266,7 +274,7 @@ class Run:
 
         Raises:
             TypeError: ``value`` is no number (see :func:`zmqtrack.records.as_number`), ``step``
-                no integer, or ``key`` no string.
+                none that can be cut to an integer, or ``key`` no string.
             RunFinished: the run has been finished.
         """
         if value.__class__ is not float:
@@ -274,19 +282,31 @@ class Run:
         if step is not None and (step.__class__ is not int or not MIN_STEP <= step <= MAX_STEP):
             step = _as_step(key, step)
         if key not in self._keys:
-            self._new_key(key)
+            key = self._new_key(key)
         self._append((key, value, step, _now() if time is None else float(time), "metric"))
         if len(self._buffer) > BUFFER_RECORDS:
             self._stall()
 
     def log_metrics(
-        self, metrics: Mapping[str, Any], step: int | None = None, time: float | None = None
+        self,
+        metrics: Mapping[str, Any],
+        step: int | None = None,
+        time: float | None = None,
+        chart: str | None = None,
     ) -> None:
-        """Log several numbers with one step and one time; all of them or, on an error, none."""
+        """Log several numbers with one step and one time; all of them or, on an error, none.
+
+        With ``chart`` they are lines of one chart: their keys are ``chart/KEY``, and a tracker
+        that can draws them together.
+        """
         when = _now() if time is None else float(time)
-        numbers = [(check_name("key", k, MAX_KEY), as_number(k, v)) for k, v in metrics.items()]
+        step = None if step is None else _as_step("metrics", step)
+        spell = self._new_key if chart is None else partial(self._new_pair, LineKey, chart)
+        numbers = [(spell(key), as_number(key, value)) for key, value in metrics.items()]
         for key, value in numbers:
-            self.log_metric(key, value, step, when)
+            self._append((key, value, step, when, "metric"))
+            if len(self._buffer) > BUFFER_RECORDS:
+                self._stall()
 
     def log_param(self, key: str, value: Any) -> None:
         """Log a parameter: text, number, bool, None, or lists and dicts of those.
@@ -298,6 +318,30 @@ class Run:
     def log_params(self, params: Mapping[str, Any]) -> None:
         for key, value in params.items():
             self.log_param(key, value)
+
+    def log_trial(
+        self,
+        trial: str,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, Any],
+        step: int | None = None,
+        time: float | None = None,
+    ) -> None:
+        """Log params and metrics of one trial of several in this run: all or, on an error, none.
+
+        Their keys are ``trial/KEY``; a tracker that can shows each trial by itself.
+        """
+        when = _now() if time is None else float(time)
+        step = None if step is None else _as_step("metrics", step)
+        spell = partial(self._new_pair, TrialKey, trial)
+        values = [(spell(key), _plain(value, fallback=str)) for key, value in params.items()]
+        numbers = [(spell(key), as_number(key, value)) for key, value in metrics.items()]
+        for key, value in values:
+            self._append((key, value, None, when, "param"))
+        for key, value in numbers:
+            self._append((key, value, step, when, "metric"))
+        if len(self._buffer) > BUFFER_RECORDS:
+            self._stall()
 
     def set_tag(self, key: str, value: Any) -> None:
         """Set a tag; the value is logged as its ``str``."""
@@ -481,7 +525,7 @@ class Run:
     def _log(
         self, data_type: str, key: str, value: Any, step: int | None, time: float | None
     ) -> None:
-        check_name("key", key, MAX_KEY)
+        key = self._spell(key)
         if step is not None and (step.__class__ is not int or not MIN_STEP <= step <= MAX_STEP):
             step = _as_step(key, step)
         if isinstance(value, str):
@@ -511,10 +555,38 @@ class Run:
                 if offset >= size:
                     return
 
-    def _new_key(self, key: str) -> None:
-        check_name("key", key, MAX_KEY)
-        if len(self._keys) < 100_000:
+    def _new_key(self, key: str) -> str:
+        """A metric's key as it is to be appended; one that needs no spelling is remembered."""
+        if key in self._keys:
+            return key
+        spelled = self._spell(key)
+        if spelled is key and len(self._keys) < 100_000:
             self._keys.add(key)
+        return spelled
+
+    def _new_pair(self, kind: type[PairKey], first: str, second: str) -> str:
+        """The same for a key of two names."""
+        key = f"{first}{kind.mark}{second}"
+        if key not in self._keys:
+            parts = [self._spell(part, MAX_KEY // 2 - 1) for part in (first, second)]
+            spelled = kind.mark.join(parts)
+            if spelled != key or len(self._keys) >= 100_000:
+                return spelled
+            self._keys.add(key)
+        return key
+
+    def _spell(self, key: str, limit: int = MAX_KEY) -> str:
+        spelled = as_key(key, limit)
+        if spelled is not key and not self._said_spelling:
+            self._said_spelling = True
+            log.warning(
+                "zmqtrack: the key %.60r is logged as %.60r: keys are not empty, have no control "
+                "characters and at most %d bytes (said once for each run)",
+                key,
+                spelled,
+                limit,
+            )
+        return spelled
 
     def _stall(self) -> None:
         """The buffer is full: let the sender thread catch up, and shed if it cannot.
@@ -582,16 +654,13 @@ def _new_name() -> str:
 
 
 def _as_step(key: str, step: Any) -> int:
-    """Steps come as NumPy integers and tensors too."""
+    """What ``int`` makes of a step, so that fractions are cut off; tensors and text too."""
     try:
         item = getattr(step, "item", None)
-        step = item() if callable(item) else step
-        if isinstance(step, float) and step.is_integer():
-            step = int(step)
-        number = int(operator.index(step))
+        number = int(item() if callable(item) else step)
         if not MIN_STEP <= number <= MAX_STEP:
             raise ValueError
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise TypeError(
             f"step of {key!r}: expected an integer of 64 bits, got "
             f"{type(step).__name__} {step!r:.60}"

@@ -242,6 +242,8 @@ def decode_header(frame: bytes) -> Header:
 def encode_body(records: Sequence[tuple[Any, ...]], codec: int = CODEC_PLAIN) -> bytes:
     """Frame 2 of a batch: the records (or longer tuples that begin so), column by column.
 
+    Their keys are those that a writer appends; of decoded records ``wire_key`` gives them back.
+
     Raises:
         TypeError, ValueError, OverflowError: a value that msgpack cannot carry.
     """
@@ -305,7 +307,7 @@ def decode_body(data_type: str, header: Header, frame: bytes) -> list[Record]:
     try:
         if not set(map(type, keys)) <= {str} or len(keys) > header.count:
             raise TypeError("a key is no string, or is never used")
-        check_keys(keys)
+        keys = check_keys(keys, data_type)
         found = set(map(type, steps))
         if not found <= {int, NoneType}:
             raise TypeError("a step is no integer")
