@@ -22,6 +22,7 @@ import msgpack
 from . import keys, wire
 from .control import DEFAULT_ADDRESS, check_address
 from .errors import RunFinished
+from .facts import about_process
 from .histogram import summarise
 from .image import encode_image
 from .records import (
@@ -193,8 +194,7 @@ class Run:
         self._stalled = -math.inf  # when the disk last kept a call waiting in vain
         self._owner = os.getpid()
         self._start()
-        facts = {"host": socket.gethostname(), "pid": os.getpid(), "python": sys.version.split()[0]}
-        self._append(("start", facts, None, _now(), "run"))
+        self._append(("start", about_process(), None, _now(), "run"))
         _live.add(self)
         _hook_exits()
 
