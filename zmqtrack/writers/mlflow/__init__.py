@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import entities, exceptions, names, real, tracking, writer
 from .entities import Experiment
+from .entities import Unread as ActiveModel
 from .exceptions import MlflowException
 from .files import Image
 from .tracking import MlflowClient
@@ -51,8 +52,8 @@ if TYPE_CHECKING:
     from .writer import MLflowWriter
 
 __all__ = [
-    "ActiveRun", "Experiment", "Image", "MLflowWriter", "MlflowClient", "MlflowException",
-    "RunOperations", "entities", "exceptions", "tracking",
+    "ActiveModel", "ActiveRun", "Experiment", "Image", "MLflowWriter", "MlflowClient",
+    "MlflowException", "RunOperations", "entities", "exceptions", "tracking",
 ]  # fmt: skip
 
 #: Version of MLflow whose functions these are like; MLflow itself is not needed.

@@ -51,6 +51,8 @@ class MissingConfigException(MlflowException):
 
 def invalid(message: object, kind: type[Exception] = ValueError) -> MlflowException:
     """An argument that MLflow refuses too: an ``MlflowException`` that is a ``kind`` as well."""
+    if isinstance(message, MlflowException):
+        return message
     return _class(kind)(message, "INVALID_PARAMETER_VALUE")
 
 

@@ -30,8 +30,8 @@ from .._common import lose, note
 
 __all__ = ["leave_alone", "watch"]
 
-#: What of the real package is still MLflow's: all that is not a function to log or ask with.
-_THEIRS = frozenset({"ActiveModel", "ActiveRun", "Image", "MlflowException", "doctor"})
+#: Names of the real package that are no functions to log or to ask with.
+_CLASSES = frozenset({"ActiveModel", "ActiveRun", "Image", "MlflowClient", "MlflowException"})
 
 _INSTEAD = (
     "this script has imported MLflow's own package beside zmqtrack.writers.mlflow; what its "
@@ -115,7 +115,7 @@ def _adopt(real: ModuleType, ours: ModuleType) -> None:
     parts = real.__name__.split(".")
     if parts == ["mlflow"]:
         for name in getattr(real, "__all__", ()):
-            if name in vars(real) and name not in _THEIRS and _is_ours(ours, name):
+            if name in vars(real) and name not in _CLASSES and _is_ours(ours, name):
                 setattr(real, name, _chosen(getattr(real, name), getattr(ours, name)))
     has_client = parts in (["mlflow"], ["mlflow", "tracking"], ["mlflow", "client"])
     if has_client and isinstance(client := vars(real).get("MlflowClient"), type):
@@ -148,6 +148,7 @@ def _chosen(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..
     return call
 
 
+@functools.cache
 def _client(theirs: Any, ours: ModuleType) -> Any:
     """``MlflowClient()`` of a script is ours; with an address, or made by MLflow, it is theirs."""
     if hasattr(theirs, "_zmqtrack"):

@@ -111,10 +111,14 @@ class MlflowClient:
         )
 
     def log_param(self, run_id: str, key: str, value: Any, synchronous: bool | None = None) -> Any:
-        return value if self.log_batch(run_id, params={key: value}) is None else None
+        self._writer._target(run_id).log_params({key: value})
+        return self._writer._operations(synchronous) or value
 
-    def set_tag(self, run_id: str, key: str, value: Any, synchronous: bool | None = None) -> None:
+    def set_tag(
+        self, run_id: str, key: str, value: Any, synchronous: bool | None = None
+    ) -> RunOperations | None:
         self._writer._target(run_id).set_tags({key: value})
+        return self._writer._operations(synchronous)
 
     def log_batch(
         self,
