@@ -23,6 +23,7 @@ from . import fork, keys, wire  # noqa: F401 -- fork: for what it arranges
 from .control import DEFAULT_ADDRESS, check_address
 from .ending import await_death, hook_exits, live, status_after
 from .errors import RunFinished
+from .facts import about_process
 from .histogram import summarise
 from .image import encode_image
 from .records import (
@@ -226,8 +227,7 @@ class Run:
         self._owner = os.getpid()
         with self._lock:
             self._start()
-        facts = {"host": socket.gethostname(), "pid": os.getpid(), "python": sys.version.split()[0]}
-        self._append(("start", facts, None, _now(), "run"))
+        self._append(("start", about_process(), None, _now(), "run"))
         live.add(self)
         hook_exits()
 
