@@ -24,8 +24,7 @@ from harness import Daemon
 
 __all__ = [
     "ROOT", "Daemon", "Point", "Row", "Seen", "adapters", "compare", "interpreter", "losses",
-    "ours", "point", "print_table", "read_mlflow", "read_tensorboard", "read_wandb", "scalars",
-    "started",
+    "ours", "point", "print_table", "read_mlflow", "read_tensorboard", "read_wandb", "started",
 ]  # fmt: skip
 
 ROOT = Path(__file__).parent.parent.parent
@@ -131,7 +130,7 @@ def ours(out: Path, run: str) -> dict[str, dict[str, Seen]]:
     return {
         "jsonl": _jsonl(out / "jsonl", run),
         "tensorboard": {
-            folder.name: Seen(list(scalars(folder)), _session_end(folder))
+            folder.name: Seen([each for _, each in _scalars(folder)], _session_end(folder))
             for folder in sorted((out / "tensorboard").glob(f"*/{run}/*"))
         },
         "mlflow": {
@@ -161,8 +160,11 @@ def _jsonl(folder: Path, run: str) -> dict[str, Seen]:
     return found
 
 
-def scalars(folder: Path) -> Iterator[Point]:
-    """All scalars of a folder and those below, event for event; a subfolder's name leads a tag."""
+def _scalars(folder: Path) -> Iterator[tuple[float, Point]]:
+    """All scalars of a folder and those below, with their times, event for event.
+
+    A subfolder's name leads a tag.
+    """
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     for path in sorted(folder.rglob("events.out.tfevents.*")):
@@ -170,8 +172,8 @@ def scalars(folder: Path) -> Iterator[Point]:
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
                 if value.metadata.plugin_data.plugin_name == "scalars":
-                    number = value.tensor.float_val[0] if value.tensor.float_val else value.tensor
-                    yield point("/".join((*below, value.tag)), event.step, number)
+                    tag = "/".join((*below, value.tag))
+                    yield event.wall_time, point(tag, event.step, value.tensor.float_val[0])
 
 
 def _session_end(folder: Path) -> str:
@@ -189,8 +191,11 @@ def _session_end(folder: Path) -> str:
 
 
 def read_tensorboard(folder: Path) -> dict[str, Seen]:
-    """A folder with one folder a site."""
-    return {site.name: Seen(list(scalars(site)), "") for site in sorted(folder.iterdir())}
+    """A folder with one folder a site, in the order of time: files of one second have none."""
+    return {
+        site.name: Seen([each for _, each in sorted(_scalars(site), key=lambda e: e[0])], "")
+        for site in sorted(folder.iterdir())
+    }
 
 
 def read_mlflow(uri: str) -> Iterator[tuple[Any, Seen]]:
