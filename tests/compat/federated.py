@@ -29,13 +29,18 @@ __all__ = [
 
 ROOT = Path(__file__).parent.parent.parent
 
+#: Tags that NVFLARE's receiver adds to what its clients log.
+OF_THE_JOB = {"job_id", "run_name"}
+
 #: How long a framework's job may take, in seconds.
 PATIENCE = 900
 
 
 class Point(NamedTuple):
+    """A number, or (key ``param:NAME``, ``tag:NAME``, ``text:NAME``) another fact."""
+
     key: str
-    step: int | None
+    step: int
     value: str
 
 
@@ -65,9 +70,14 @@ class Row(NamedTuple):
 
 
 def point(key: str, step: Any, value: Any) -> Point:
+    """``step`` None is 0, as in the trackers that have no other word for it."""
     import numpy
 
-    return Point(key, None if step is None else int(step), repr(float(numpy.float32(value))))
+    return Point(key, int(step or 0), repr(float(numpy.float32(value))))
+
+
+def _is_fact(each: Point) -> bool:
+    return each.key.startswith(("param:", "tag:", "text:"))
 
 
 def interpreter(package: str, variable: str) -> tuple[str, str]:
@@ -156,6 +166,12 @@ def _jsonl(folder: Path, run: str) -> dict[str, Seen]:
             for line in lines
             if line["type"] == "metric"
         ]
+        facts = {
+            f"{line['type']}:{line['key']}": str(line["value"])
+            for line in lines
+            if line["type"] in ("param", "tag", "text")
+        }
+        points += [Point(key, 0, value) for key, value in facts.items()]
         found[path.stem] = Seen(points, ends[-1] if ends else "running")
     return found
 
@@ -163,7 +179,8 @@ def _jsonl(folder: Path, run: str) -> dict[str, Seen]:
 def _scalars(folder: Path) -> Iterator[tuple[float, Point]]:
     """All scalars of a folder and those below, with their times, event for event.
 
-    A subfolder's name leads a tag.
+    The line ``val`` of ``add_scalars("loss", …)``, which is the tag ``loss`` of a subfolder
+    ``loss_val``, is called ``loss/val``.
     """
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
@@ -172,7 +189,8 @@ def _scalars(folder: Path) -> Iterator[tuple[float, Point]]:
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
                 if value.metadata.plugin_data.plugin_name == "scalars":
-                    tag = "/".join((*below, value.tag))
+                    line = "/".join(below).removeprefix(f"{value.tag.replace('/', '_')}_")
+                    tag = f"{value.tag}/{line}" if below else value.tag
                     yield event.wall_time, point(tag, event.step, value.tensor.float_val[0])
 
 
@@ -212,7 +230,29 @@ def read_mlflow(uri: str) -> Iterator[tuple[Any, Seen]]:
             ]
             history.sort(key=lambda each: (each.timestamp, each.step))
             points = [point(each.key, each.step, each.value) for each in history]
+            points += [Point(f"param:{key}", 0, value) for key, value in run.data.params.items()]
+            points += [
+                Point(f"tag:{key}", 0, value)
+                for key, value in run.data.tags.items()
+                if not key.startswith(("mlflow.", "zmqtrack.")) and key not in OF_THE_JOB
+            ]
+            points += [
+                Point(
+                    f"text:{path}",
+                    0,
+                    Path(client.download_artifacts(run.info.run_id, path)).read_text(),
+                )
+                for path in _files(client, run.info.run_id)
+            ]
             yield run, Seen(points, run.info.status.lower())
+
+
+def _files(client: Any, run_id: str, folder: str | None = None) -> Iterator[str]:
+    for item in client.list_artifacts(run_id, folder):
+        if item.is_dir:
+            yield from _files(client, run_id, item.path)
+        else:
+            yield item.path
 
 
 def read_wandb(folder: Path) -> Iterator[tuple[dict[str, Any], Seen]]:
@@ -255,12 +295,15 @@ def compare(
     """A row for each site: each tracker must have the real one's points, and have ended."""
     rows = []
     for site in sorted({*real, *(site for seen in here.values() for site in seen)}):
-        wanted = real[site].points if site in real else []
+        all_wanted = real[site].points if site in real else []
         found, wrong = [], []
         for tracker, seen in here.items():
             at = seen.get(site, Seen([], "nowhere"))
+            # What the two make of facts that are no numbers is theirs: another test reads it.
+            only = tracker in ("tensorboard", "wandb")
+            wanted = [each for each in all_wanted if not (only and _is_fact(each))]
             missing, extra = _difference(wanted, at.points)
-            found.append(len(wanted) - len(missing))
+            found.append(len(all_wanted) - len(missing))
             if missing:
                 wrong.append(f"{tracker} lacks {len(missing)}, as {missing[0]}")
             if extra:
@@ -269,10 +312,10 @@ def compare(
                 wrong.append(f"{tracker} has them in another order")
             if at.end != "finished":
                 wrong.append(f"{tracker} shows it as {at.end}")
-        if not wanted:
+        if not all_wanted:
             wrong.append("the framework's own receiver has no such site")
         told = ", ".join(f"{count} {reason}" for reason, count in sorted(announced.items()))
-        rows.append(Row(f"{name}, {site}", len(wanted), min(found), told, "; ".join(wrong)))
+        rows.append(Row(f"{name}, {site}", len(all_wanted), min(found), told, "; ".join(wrong)))
     return rows
 
 

@@ -7,7 +7,7 @@
 ``~/checkouts/NVFlare`` is a checkout of NVIDIA/NVFlare. ``ZMQTRACK_COMPAT_NVFLARE`` may name the
 Python of a virtual environment with nvflare, torch, tensorboard, mlflow, wandb, pyzmq and msgpack.
 Each example runs twice in NVFLARE's simulator with two sites: as it is, which logs through
-NVFLARE to the receiver that its ``job.py`` names, and with :data:`CHANGES` made in its script,
+NVFLARE to the receiver that its ``job.py`` names, and with its script changed (:func:`changed`),
 which logs to a ``zmqtrackd`` with four adapters. What each tracker then shows of each site is
 compared. The example's data set is replaced by one that is made (folder ``stub``).
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -46,18 +47,19 @@ HERE = Path(__file__).parent
 EXAMPLES = Path("examples/advanced/experiment-tracking")
 RUN = "job-1"
 
-#: What docs/federated.md tells a user to change in a client's script.
+#: The modules that have NVFLARE's writers here.
 WRITERS = {"SummaryWriter": "tensorboard", "MLflowWriter": "mlflow", "WandBWriter": "wandb"}
-CHANGES = {
-    old: new
-    for writer, module in WRITERS.items()
-    for old, new in {
-        f"from nvflare.client.tracking import {writer}": (
-            f"from zmqtrack.writers.{module} import {writer}"
-        ),
-        f"{writer}()": f"{writer}(site=flare.get_site_name())",
-    }.items()
-}
+
+
+def changed(script: str) -> str:
+    """What docs/federated.md tells a user to change: the import, and the site's name."""
+
+    def imports(match: re.Match[str]) -> str:
+        names = match[1].split(", ")
+        return "\n".join(f"from zmqtrack.writers.{WRITERS[n]} import {n}" for n in names)
+
+    script = re.sub(r"from nvflare\.client\.tracking import (.*)", imports, script)
+    return re.sub(rf"\b({'|'.join(WRITERS)})\(\)", r"\1(site=flare.get_site_name())", script)
 
 
 def _tensorboard(workspace: Path) -> dict[str, Seen]:
@@ -83,20 +85,36 @@ class Example:
         read: gives each site's points in what NVFLARE's receiver left in the workspace.
         options: of its ``job.py``; ``{workspace}`` stands for the workspace's path.
         images: what the data set that is made has: the W&B example logs every 3,000 batches of 4.
-        script: a script of ours in the place of the example's ``client.py``.
+        job: a text in its ``job.py``, and what is to stand there.
+        calls: the tool in whose syntax ``nvflare_calls.py`` logs, in the place of ``client.py``.
     """
 
     folder: str
     read: Callable[[Path], dict[str, Seen]]
     options: tuple[str, ...] = ()
     images: int = 400
-    script: Path | None = None
+    job: tuple[str, str] = ("", "")
+    calls: str = ""
 
+
+_MLFLOW = "-t", "sqlite:///{workspace}/mlflow.db"
 
 EXAMPLES_BY_NAME = {
     "tensorboard": Example("tensorboard", _tensorboard),
-    "mlflow": Example("mlflow/hello-pt-mlflow", _mlflow, ("-t", "sqlite:///{workspace}/mlflow.db")),
+    "mlflow": Example("mlflow/hello-pt-mlflow", _mlflow, _MLFLOW),
     "wandb": Example("wandb", _wandb, ("--num_rounds", "2"), images=12_000),
+    # Two clients take turns in one process after the other: the script begins anew each round.
+    "tensorboard in turns": Example(
+        "tensorboard", _tensorboard, job=("num_clients=2,", "num_clients=2, num_threads=1,")
+    ),
+    # The script is a process of its own.
+    "wandb outside": Example(
+        "wandb", _wandb, ("--num_rounds", "1", "--launch_external_process"), images=12_000
+    ),
+    # And every call of NVFLARE's writers.
+    "tensorboard's calls": Example("tensorboard", _tensorboard, calls="tensorboard"),
+    "mlflow's calls": Example("mlflow/hello-pt-mlflow", _mlflow, _MLFLOW, calls="mlflow"),
+    "wandb's calls": Example("wandb", _wandb, ("--num_rounds", "3"), calls="wandb"),
 }
 
 
@@ -112,6 +130,7 @@ def _run(python: str, example: Example, source: Path, out: Path, **environment: 
         PYTHONPATH=f"{HERE / 'stub'}:{ROOT}",
         NVFLARE_SIMULATOR_WORKSPACE_ROOT=str(out / "workspace"),
         STUB_IMAGES=str(example.images),
+        NVFLARE_CALLS=example.calls,
         # Nobody listens there: NVFLARE's receiver then writes offline.
         WANDB_BASE_URL="http://127.0.0.1:9",
         WANDB_API_KEY="0" * 40,
@@ -122,19 +141,17 @@ def _run(python: str, example: Example, source: Path, out: Path, **environment: 
         raise RuntimeError(f"{command} ended with {done.returncode}; see {out / 'log.txt'}")
 
 
-def _copied(example: Example, checkout: Path, out: Path, changed: bool) -> Path:
+def _copied(example: Example, checkout: Path, out: Path, here: bool) -> Path:
     source = out / "source"
     shutil.copytree(checkout / EXAMPLES / example.folder, source)
-    model, script = source / "model.py", source / "client.py"
+    model, script, job = (source / f"{name}.py" for name in ("model", "client", "job"))
     # The server builds the first global model as soon as it has imported this.
     model.write_text(f"import torch; torch.manual_seed(7)\n{model.read_text()}")
-    if example.script is not None:
-        shutil.copy(example.script, script)
-    if changed:
-        text = script.read_text()
-        for old, new in CHANGES.items():
-            text = text.replace(old, new)
-        script.write_text(text)
+    job.write_text(job.read_text().replace(*example.job))
+    if example.calls:
+        shutil.copy(HERE / "nvflare_calls.py", script)
+    if here:
+        script.write_text(changed(script.read_text()))
     return source
 
 
@@ -142,12 +159,12 @@ def side_by_side(name: str, python: str, checkout: Path, out: Path) -> list[Row]
     """Run one example both ways, and compare."""
     example = EXAMPLES_BY_NAME[name]
     real, here = out / name / "real", out / name / "here"
-    _run(python, example, _copied(example, checkout, real, changed=False), real)
+    _run(python, example, _copied(example, checkout, real, here=False), real)
     with Daemon(here / "daemon", adapters(here)) as daemon:
         _run(
             python,
             example,
-            _copied(example, checkout, here, changed=True),
+            _copied(example, checkout, here, here=True),
             here,
             ZMQTRACK_ADDRESS=daemon.address,
             ZMQTRACK_EXPERIMENT=name,
