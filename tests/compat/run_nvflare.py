@@ -104,17 +104,17 @@ EXAMPLES_BY_NAME = {
     "mlflow": Example("mlflow/hello-pt-mlflow", _mlflow, _MLFLOW),
     "wandb": Example("wandb", _wandb, ("--num_rounds", "2"), images=12_000),
     # Two clients take turns in one process after the other: the script begins anew each round.
-    "tensorboard in turns": Example(
+    "tensorboard-in-turns": Example(
         "tensorboard", _tensorboard, job=("num_clients=2,", "num_clients=2, num_threads=1,")
     ),
     # The script is a process of its own.
-    "wandb outside": Example(
+    "wandb-outside": Example(
         "wandb", _wandb, ("--num_rounds", "1", "--launch_external_process"), images=12_000
     ),
     # And every call of NVFLARE's writers.
-    "tensorboard's calls": Example("tensorboard", _tensorboard, calls="tensorboard"),
-    "mlflow's calls": Example("mlflow/hello-pt-mlflow", _mlflow, _MLFLOW, calls="mlflow"),
-    "wandb's calls": Example("wandb", _wandb, ("--num_rounds", "3"), calls="wandb"),
+    "tensorboard-calls": Example("tensorboard", _tensorboard, calls="tensorboard"),
+    "mlflow-calls": Example("mlflow/hello-pt-mlflow", _mlflow, _MLFLOW, calls="mlflow"),
+    "wandb-calls": Example("wandb", _wandb, ("--num_rounds", "3"), calls="wandb"),
 }
 
 
