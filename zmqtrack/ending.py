@@ -1,8 +1,11 @@
-"""How a process ends: normally, by an exception, by a signal.
+"""How a process, or a thread of it, ends: normally, by an exception, by a signal.
 
 A signal's handler runs between two instructions of the main thread, which may hold any lock. So
 it waits for nothing: it starts a thread that ends the runs, and then the process, by the same
 signal. The main thread goes on meanwhile, up to its next logging call.
+
+A framework may run a script in a thread, and end the process later in a way that Python is not
+told. So a run that was begun in a thread ends with that thread.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from .sender import running
 if TYPE_CHECKING:
     from .run import Run
 
-__all__ = ["after_fork", "await_death", "hook_exits", "live", "status_after"]
+__all__ = ["after_fork", "await_death", "end_with_thread", "hook_exits", "live", "status_after"]
 
 #: Runs to be finished at exit. Strong references: a run that the program forgot is still sent.
 live: set[Run] = set()
@@ -35,6 +38,7 @@ _hooked = False
 _process = os.getpid()
 _signal: int | None = None  # that which is ending this process
 _gone_by = 0.0  # monotonic; when it has ended it at the latest
+_here = threading.local()  # attribute `thread`: its _Thread
 
 
 def status_after(error: BaseException | None) -> str:
@@ -42,6 +46,27 @@ def status_after(error: BaseException | None) -> str:
     if error is None or (isinstance(error, SystemExit) and not error.code):
         return "finished"
     return "killed" if isinstance(error, KeyboardInterrupt) else "failed"
+
+
+class _Thread:
+    """The runs that a thread has begun. The thread alone holds this: it goes when that ends."""
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+        self.status = ""
+
+    def __del__(self) -> None:
+        for run in self.runs:
+            run._rest(self.status or _status)
+
+
+def end_with_thread(run: Run) -> None:
+    """Let ``run`` end with the thread that calls this, unless it is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        if not hasattr(_here, "thread"):
+            _here.thread = _Thread()
+        mine = _here.thread
+        mine.runs = [*(each for each in mine.runs if each in live), run]
 
 
 def await_death() -> None:
@@ -113,6 +138,14 @@ def hook_exits() -> None:
         previous(kind, error, traceback)
 
     sys.excepthook = excepthook
+    previous_of_threads = threading.excepthook
+
+    def excepthook_of_threads(arguments: threading.ExceptHookArgs) -> None:
+        if hasattr(_here, "thread"):
+            _here.thread.status = status_after(arguments.exc_value)
+        previous_of_threads(arguments)
+
+    threading.excepthook = excepthook_of_threads
     if (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

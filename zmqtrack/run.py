@@ -21,7 +21,7 @@ import msgpack
 
 from . import fork, keys, wire  # noqa: F401 -- fork: for what it arranges
 from .control import DEFAULT_ADDRESS, check_address
-from .ending import await_death, hook_exits, live, status_after
+from .ending import await_death, end_with_thread, hook_exits, live, status_after
 from .errors import RunFinished
 from .facts import about_process
 from .histogram import summarise
@@ -182,7 +182,8 @@ class State(enum.Enum):
 
     OPEN = "open"
     UNBORN = "unborn"  # in a forked child that has not logged
-    BEGINNING = "beginning"  # a child's first call makes it a stream of its own
+    RESTING = "resting"  # over, unless somebody logs after all
+    BEGINNING = "beginning"  # the first call after either makes it a stream of its own
     ENDED = "ended"
 
 
@@ -227,9 +228,10 @@ class Run:
         self._owner = os.getpid()
         with self._lock:
             self._start()
-        self._append(("start", about_process(), None, _now(), "run"))
+        self._append(self._beginning())
         live.add(self)
         hook_exits()
+        end_with_thread(self)
 
     def _start(self) -> None:
         """A new stream: a spool, and the sender thread that empties the buffer into it.
@@ -264,6 +266,9 @@ class Run:
         self._state = State.OPEN
         each_wakes = self._options["flush_interval"] == 0
         self._append = self._append_and_wake if each_wakes else self._buffer.append
+
+    def _beginning(self) -> Entry:
+        return "start", about_process(), None, _now(), "run"
 
     # --- logging ------------------------------------------------------------------------------
 
@@ -452,7 +457,8 @@ class Run:
         After it returned True, no crash of any process on the way can lose it. It does not
         wait for the network. False if it took longer than ``timeout`` seconds.
         """
-        if self._state is State.UNBORN or (self._state is State.ENDED and not self._sender.at_work):
+        over = self._state in (State.ENDED, State.RESTING)
+        if self._state is State.UNBORN or (over and not self._sender.at_work):
             return True
         return self._sender.flush(timeout)
 
@@ -629,17 +635,34 @@ class Run:
         self._large = 0
         self._state, self._append = State.UNBORN, self._begin_in_child
 
+    def _rest(self, status: str) -> None:
+        """The thread that began the run has ended: so has the run, until another thread logs."""
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            if self._state is State.OPEN:
+                self._state, self._append = State.RESTING, self._begin_anew
+                last = ("end", status, None, _now(), "run")
+                self._sender.stop(time.monotonic() + self.exit_timeout, last)
+                self._buffer = Buffer()
+
+    def _begin_anew(self, record: Entry) -> None:
+        with self._lock:
+            if self._state is State.RESTING:
+                self._begin_in_child(self._beginning())
+        self._append(record)
+
     def _begin_in_child(self, record: Entry) -> None:
         with self._lock:
-            if self._state is State.UNBORN:
-                self._state = State.BEGINNING
+            if self._state in (State.UNBORN, State.RESTING):
+                before, self._state = self._state, State.BEGINNING
                 try:
                     self._start()
                 except BaseException:
                     if self._state is State.BEGINNING:
-                        self._state = State.UNBORN
+                        self._state = before
                     raise
-                if "multiprocessing" in sys.modules:  # such children skip atexit
+                if before is State.UNBORN and "multiprocessing" in sys.modules:  # they skip atexit
                     from multiprocessing import util
 
                     util.Finalize(None, self.finish, exitpriority=100)
