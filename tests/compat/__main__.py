@@ -74,6 +74,7 @@ def report(results: Sequence[runner.Result], skipped: Sequence[Skipped]) -> Iter
         ("Neither carried nor announced", [line for r in results for line in _wrong(r)]),
         ("Announced", _announced(results)),
         ("Known to differ", _known(results)),
+        ("Does not pass with the real tool either", [p for r in results for p in _elsewhere(r)]),
         ("Skipped", [f"{each.name}: {each.reason}" for each in skipped]),
     ):
         yield f"{title}: {'' if lines else 'none'}"
@@ -118,6 +119,14 @@ def _wrong(result: runner.Result) -> list[str]:
         if part.real == "passed":
             lines += [f"{part.site}: {text}" for text in part.verdict.astray]
     return lines
+
+
+def _elsewhere(result: runner.Result) -> list[str]:
+    return [
+        f"{part.site}: {part.real} with the real tool: {part.error}"
+        for part in result.parts
+        if part.real != "passed"
+    ]
 
 
 def _announced(results: Sequence[runner.Result]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Case", "Skipped", "Sources", "aliased"]
+__all__ = ["Case", "Skipped", "Sources", "command"]
 
 HERE = Path(__file__).parent
 
@@ -57,10 +57,10 @@ class Sources:
         return path if path and path.is_dir() else None
 
 
-def aliased(tool: str, here: bool, script: Path, *arguments: str) -> list[str]:
-    """The command that runs ``script``; ``here``: with ``tool`` replaced before any import of it.
+def command(script: Path, *arguments: str, alias: str = "-") -> list[str]:
+    """The command that runs ``script``, with the same random numbers each time.
 
-    For frameworks, which import the tool by themselves.
+    ``alias`` names a tool whose module is replaced before the script begins: for frameworks, which
+    import the tool by themselves.
     """
-    alias = [str(HERE / "alias.py"), tool] if here else []
-    return [sys.executable, *alias, str(script), *arguments]
+    return [sys.executable, str(HERE / "start.py"), alias, str(script), *arguments]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from start import seed
 
 ROOT = Path.cwd()
 
@@ -27,6 +28,7 @@ def _alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     # Tests find files of theirs beside them, by a path from where they were started.
     (folder / "tests").symlink_to(ROOT / "tests")
     monkeypatch.chdir(folder)
+    seed()
     monkeypatch.setenv("ZMQTRACK_SITE", name)
     monkeypatch.setenv("ZMQTRACK_EXPERIMENT", name)
     yield

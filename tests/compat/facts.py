@@ -142,6 +142,9 @@ def _of_mlflow(client: Any, run: Any) -> Iterator[Fact]:
 
 # --- W&B ---------------------------------------------------------------------------------
 
+#: What W&B keeps of each run by itself.
+_OWN_FILES = ("wandb-", "config.yaml", "output.log", "requirements.txt", "conda-", "diff.patch")
+
 
 def wandb(folder: Path, ours: bool) -> Facts:
     """Of offline runs.
@@ -189,7 +192,7 @@ def _of_wandb(records: list[Any], config: dict[str, Any]) -> Iterator[Fact]:
                 yield Fact("artifact", own.get("key") or f"{record.artifact.name}/{entry.path}")
         elif kind == "files":
             for item in record.files.files:
-                if not item.path.startswith(("media/", "wandb-", "config.yaml", "output.log")):
+                if not item.path.startswith(("media/", *_OWN_FILES)):
                     yield Fact("file", item.path)
         elif kind == "metric" and record.metric.step_metric:
             about = record.metric

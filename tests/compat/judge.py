@@ -11,13 +11,17 @@ from .facts import Fact
 
 __all__ = ["Verdict", "judge"]
 
+_GRAPHS = ("add_graph", "add_onnx_graph", "add_openvino_graph")
+
 #: Kind → parts of the names under which calls of that kind are announced.
 ANNOUNCED_AS = {
     # TensorBoard
     "audio": ("add_audio",),
     "custom_scalars": ("add_custom_scalars",),
     "embedding": ("add_embedding",),
-    "graph": ("add_graph", "add_onnx_graph", "add_openvino_graph"),
+    "graph": _GRAPHS,
+    "graphs": _GRAPHS,
+    "graph_tagged_run_metadata": _GRAPHS,
     "mesh": ("add_mesh",),
     "pr_curves": ("add_pr_curve",),
     "tensor": ("add_tensor", "add_event", "add_summary"),
@@ -143,9 +147,7 @@ def _told(
         yield f"{kind} {key!r}: {'; '.join(parts)}"
 
 
-def _misplaced(
-    there: Mapping[str, list[Fact]], ours: Mapping[str, list[Fact]]
-) -> Iterator[str]:
+def _misplaced(there: Mapping[str, list[Fact]], ours: Mapping[str, list[Fact]]) -> Iterator[str]:
     """Runs that are one in the real tool and several here, or the other way round.
 
     Told by the points that are in one run of each side alone.

@@ -78,7 +78,7 @@ def _adapters(trackers: Path, tools: Iterable[str]) -> list[dict[str, Any]]:
             "tracking_uri": f"sqlite:///{(trackers / 'mlflow' / 'mlflow.db').absolute()}",
             "artifact_location": str((trackers / "mlflow" / "artifacts").absolute()),
         },
-        "wandb": {"project": "compat", "mode": "offline", "dir": str(trackers / "wandb")},
+        "wandb": {"mode": "offline", "dir": str(trackers / "wandb")},
     }
     (trackers / "mlflow").mkdir(exist_ok=True)
     return [{"type": name, "options": options[name]} for name in ("jsonl", *sorted(tools))]
@@ -155,9 +155,9 @@ def _result(
         site: facts.READERS[case.tool](folder / "real" / (site if several else ""), False)
         for site in real
     }
-    for site, (outcome, _) in real.items():
+    for site, (outcome, told) in real.items():
         ours, error = here.get(site, ("absent", "it did not run"))
-        part = Part(site, outcome, ours, "" if ours == outcome else error)
+        part = Part(site, outcome, ours, error if outcome == "passed" else told)
         part.verdict = judge(
             there[site].get(None, {}),
             written.get(site, {}),
@@ -186,7 +186,9 @@ def _outcomes(folder: Path, side: str, case: Case) -> dict[str, tuple[str, str]]
 
 
 def _last_error(text: str) -> str:
-    lines = [line for line in text.splitlines() if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)]
+    lines = [
+        line for line in text.splitlines() if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)
+    ]
     return (lines or text.splitlines() or [""])[-1][:300]
 
 

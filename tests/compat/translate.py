@@ -8,8 +8,9 @@ from pathlib import Path
 
 __all__ = ["copy", "translate"]
 
-#: Modules whose ``SummaryWriter`` is ours, and the tools whose module is.
+#: Modules whose writers are ours, and the tools whose module is.
 TENSORBOARD = {"torch.utils.tensorboard", "torch.utils.tensorboard.writer", "tensorboardX"}
+WRITERS = {"SummaryWriter", "GlobalSummaryWriter"}
 MODULES = {"mlflow": "zmqtrack.writers.mlflow", "wandb": "zmqtrack.writers.wandb"}
 
 
@@ -54,11 +55,11 @@ def _changed(node: ast.AST) -> str:
     if isinstance(node, ast.ImportFrom) and not node.level:
         if node.module in MODULES:
             return f"from {MODULES[node.module]} import {_names(node.names)}"
-        ours = [alias for alias in node.names if alias.name == "SummaryWriter"]
+        ours = [alias for alias in node.names if alias.name in WRITERS]
         if node.module in TENSORBOARD and ours:
             rest = [alias for alias in node.names if alias not in ours]
             kept = f"; from {node.module} import {_names(rest)}" if rest else ""
-            return f"from zmqtrack import {_names(ours)}{kept}"
+            return f"from zmqtrack.writers.tensorboard import {_names(ours)}{kept}"
     return ""
 
 

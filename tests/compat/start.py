@@ -1,13 +1,17 @@
-"""``python alias.py TOOL SCRIPT ARGUMENTS``: run a script with the tool's module replaced.
+"""``python start.py TOOL SCRIPT ARGUMENTS``: run a script with the same random numbers each time.
 
-A framework imports its tracker by itself: there is no import to change. A user writes the lines
-of ``replace`` at the head of the training script, before the framework is imported.
+With a TOOL that is not ``-``, the tool's module is replaced first: a framework imports its tracker
+by itself, and there is no import to change. A user writes the lines of ``replace`` at the head of
+the training script, before the framework is imported.
 """
 
 from __future__ import annotations
 
+import random
 import runpy
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 
 def replace(tool: str) -> None:
@@ -25,7 +29,7 @@ def replace(tool: str) -> None:
         import zmqtrack.writers.wandb
 
         sys.modules["wandb"] = zmqtrack.writers.wandb
-    else:
+    elif tool == "mlflow":
         import mlflow.tracking
 
         import zmqtrack.writers.mlflow
@@ -36,8 +40,22 @@ def replace(tool: str) -> None:
         sys.modules["mlflow"] = zmqtrack.writers.mlflow
 
 
+def seed() -> None:
+    random.seed(0)
+    if find_spec("numpy"):
+        import numpy
+
+        numpy.random.seed(0)
+    if find_spec("torch"):
+        import torch
+
+        torch.manual_seed(0)
+
+
 if __name__ == "__main__":
     replace(sys.argv[1])
+    seed()
     del sys.argv[:2]
-    sys.path[0] = sys.argv[0].rpartition("/")[0]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    sys.path.append(str(Path.cwd()))
     runpy.run_path(sys.argv[0], run_name="__main__")
