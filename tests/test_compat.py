@@ -22,8 +22,8 @@ from compat.judge import judge
         ),
         (
             "if True:\n    from tensorboardX import x2num, SummaryWriter as W; a = 'é'\n",
-            "if True:\n    from zmqtrack.writers.tensorboard import SummaryWriter as W; "
-            "from tensorboardX import x2num; a = 'é'\n",
+            "if True:\n    from zmqtrack.writers.tensorboard import SummaryWriter as W; from "  # noqa: ISC004
+            "tensorboardX import x2num; a = 'é'\n",
         ),
         ("import os, mlflow\n", "import os; import zmqtrack.writers.mlflow as mlflow\n"),
         ("import mlflow\nimport mlflow.sklearn\n",

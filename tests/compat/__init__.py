@@ -16,7 +16,7 @@ Sources)`` that yields :class:`compat.cases.Case` and :class:`compat.cases.Skipp
 name to ``SUITES`` in ``compat/__main__.py``. A case says whose syntax the code has, and has a
 function that puts the code into an empty folder and returns the command. With ``here`` set that
 function changes the import: :func:`compat.translate.copy` does it in a copied source, and
-the ``alias`` of :func:`compat.cases.command` does it before a framework that imports the tool by itself. A case finds its
-site in ``ZMQTRACK_SITE``; one that has several parts gives each a site of its own and writes
-``outcomes.jsonl`` (see :class:`compat.cases.Case`).
+``command(…, alias=TOOL)`` of :mod:`compat.cases` for a framework that imports the tool by itself.
+A case finds its site in ``ZMQTRACK_SITE``; one that has several parts gives each a site of its own
+and writes ``outcomes.jsonl`` (see :class:`compat.cases.Case`).
 """

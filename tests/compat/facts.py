@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,15 @@ def tensorboard(folder: Path, ours: bool) -> Facts:
     return found
 
 
+def _key(kind: str, tag: str) -> str:
+    """A tag as every writer of TensorBoard's has it.
+
+    torch and tensorboardX add a word to texts, and tensorboardX takes characters for others.
+    """
+    tag = re.sub(r"[^-/\w.]", "_", tag).lstrip("/")
+    return tag.removesuffix("/text_summary") if kind == "text" else tag
+
+
 def _of_tensorboard(kind: str, value: Any, step: int) -> Iterator[Fact]:
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from tensorboard.util import tensor_util
@@ -73,19 +83,20 @@ def _of_tensorboard(kind: str, value: Any, step: int) -> Iterator[Fact]:
             yield Fact(kind, key, None, _number(shown) if isinstance(shown, float) else shown)
         return
     array = tensor_util.make_ndarray(value.tensor)
+    key = _key(kind, value.tag)
     if kind == "scalars":
-        yield Fact("scalar", value.tag, step, _number(float(array.item())))
+        yield Fact("scalar", key, step, _number(float(array.item())))
     elif kind == "text":
-        yield Fact(kind, value.tag, step, tuple(_texts(array)))
+        yield Fact(kind, key, step, tuple(_texts(array)))
     elif kind == "images":
         gif = bytes(array.flat[2][:3]) == b"GIF"
         size = tuple(bytes(part).decode() for part in array.flat[:2])
-        yield Fact("video" if gif else "image", value.tag, step, None if gif else size)
+        yield Fact("video" if gif else "image", key, step, None if gif else size)
     elif kind == "histograms":
         total = float(array[:, 2].sum()) if array.size else 0.0
-        yield Fact("histogram", value.tag, step, _number(total))
+        yield Fact("histogram", key, step, _number(total))
     else:
-        yield Fact(kind, value.tag, step)
+        yield Fact(kind, key, step)
 
 
 def _texts(array: Any) -> list[str]:

@@ -24,20 +24,20 @@ def replace(tool: str) -> None:
         torch.utils.tensorboard.SummaryWriter = zmqtrack.SummaryWriter
         tensorboardX.SummaryWriter = zmqtrack.SummaryWriter
     elif tool == "wandb":
-        import wandb  # noqa: F401 -- its submodules stay importable
+        import wandb
+        import wandb.wandb_run
 
-        import zmqtrack.writers.wandb
+        import zmqtrack.writers.wandb as ours
 
-        sys.modules["wandb"] = zmqtrack.writers.wandb
+        wandb.wandb_run.Run = ours.Run
+        ours.__path__ = wandb.__path__  # submodules are W&B's own
+        sys.modules["wandb"] = ours
     elif tool == "mlflow":
         import mlflow.tracking
 
-        import zmqtrack.writers.mlflow
+        import zmqtrack.writers.mlflow  # MLflow's own functions log to it from now on
 
-        client = getattr(zmqtrack.writers.mlflow, "MlflowClient", None)
-        if client is not None:
-            mlflow.tracking.MlflowClient = client
-        sys.modules["mlflow"] = zmqtrack.writers.mlflow
+        mlflow.tracking.MlflowClient = zmqtrack.writers.mlflow.MlflowClient
 
 
 def seed() -> None:

@@ -37,15 +37,12 @@ class _Tests:
 
     def __call__(self, folder: Path, here: bool) -> list[str]:
         translate.copy(self.tests, folder, here)
-        # `-p` finds the plug-in by its folder; each_alone imports nothing of ours.
-        return [
-            sys.executable,
-            "-c",
-            f"import sys; sys.path[:0] = [{str(HERE)!r}, '.']; import pytest; "
-            "sys.exit(pytest.main(sys.argv[1:]))",
-            *("-q", "-p", "each_alone", "-p", "no:cacheprovider", "-n", "0", "--rootdir", "."),
-            f"tests/{self.file}",
-        ]
+        start = (
+            f"import sys; sys.path[:0] = [{str(HERE)!r}, '.']; "  # for the plug-in
+            "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+        )
+        options = "-q -p each_alone -p no:cacheprovider -n 0 --timeout 300 --rootdir .".split()
+        return [sys.executable, "-c", start, *options, f"tests/{self.file}"]
 
 
 def _tests(cache: Path) -> Path:
@@ -55,10 +52,12 @@ def _tests(cache: Path) -> Path:
     if not (folder / "tests").is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
-             "--dest", str(cache), f"tensorboardX=={wanted}"],
+            [
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
+                *("--no-binary", ":all:", "--dest", str(cache), f"tensorboardX=={wanted}"),
+            ],
             check=True,
-        )  # fmt: skip
+        )
         with tarfile.open(cache / f"{folder.name}.tar.gz") as archive:
             archive.extractall(cache, filter="data")
     return folder / "tests"
