@@ -41,7 +41,8 @@ class _Tests:
             f"import sys; sys.path[:0] = [{str(HERE)!r}, '.']; "  # for the plug-in
             "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
         )
-        options = "-q -p each_alone -p no:cacheprovider -n 0 --timeout 300 --rootdir .".split()
+        options = ["-q", "-p", "each_alone", "-p", "no:cacheprovider", "-n", "0"]
+        options += ["--timeout", "300", "--rootdir", "."]
         return [sys.executable, "-c", start, *options, f"tests/{self.file}"]
 
 
