@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -54,8 +55,11 @@ def run(cases: Iterable[Case], folder: Path, say: Callable[[str], None]) -> list
     cases = list(cases)
     shutil.rmtree(folder, ignore_errors=True)
     trackers = folder / "trackers"
-    trackers.mkdir(parents=True)
+    (trackers / "mlflow").mkdir(parents=True)
     tools = {case.tool for case in cases}
+    if "mlflow" in tools:
+        _make_empty_mlflow(folder)
+        shutil.copy(folder / "mlflow.db", trackers / "mlflow")
     with Daemon(folder / "daemon", _adapters(trackers, tools)) as daemon:
         for case in cases:
             for here in (False, True):
@@ -80,13 +84,20 @@ def _adapters(trackers: Path, tools: Iterable[str]) -> list[dict[str, Any]]:
         },
         "wandb": {"mode": "offline", "dir": str(trackers / "wandb")},
     }
-    (trackers / "mlflow").mkdir(exist_ok=True)
     return [{"type": name, "options": options[name]} for name in ("jsonl", *sorted(tools))]
+
+
+def _make_empty_mlflow(folder: Path) -> None:
+    """A database without runs, to be copied: MLflow takes seconds to make one."""
+    code = "import mlflow; mlflow.MlflowClient('sqlite:///mlflow.db').search_experiments()"
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True)
 
 
 def _run_one(case: Case, folder: Path, here: bool, address: str) -> None:
     cwd = folder / ("here" if here else "real")
     (cwd / "tmp").mkdir(parents=True)
+    if case.tool == "mlflow":
+        shutil.copy(folder.parent / "mlflow.db", cwd)
     removed = ("ZMQTRACK_", "WANDB_", "MLFLOW_", "PYTHONPATH")
     env = {name: value for name, value in os.environ.items() if not name.startswith(removed)}
     env |= {
