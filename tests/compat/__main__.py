@@ -31,6 +31,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="compat", description=__doc__)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=", ".join(SUITES))
     parser.add_argument("--only", default="*", help="pattern of the cases' names")
+    parser.add_argument(
+        "--reuse", action="store_true", help="keep what the real tools left the last time"
+    )
     parser.add_argument("--out", type=Path, default=Path("compat-out"))
     arguments = parser.parse_args()
     checkouts = os.environ.get("ZMQTRACK_COMPAT_CHECKOUTS")
@@ -49,6 +52,7 @@ def main() -> int:
         cases,
         (arguments.out / "run").absolute(),
         lambda text: print(text, file=sys.stderr, flush=True),
+        arguments.reuse,
     )
     print("\n".join(report(results, skipped)))
     return 1 if any(_wrong(result) for result in results) else 0

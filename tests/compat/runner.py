@@ -46,14 +46,18 @@ class Result:
     counted: Counter[str]
 
 
-def run(cases: Iterable[Case], folder: Path, say: Callable[[str], None]) -> list[Result]:
+def run(
+    cases: Iterable[Case], folder: Path, say: Callable[[str], None], reuse: bool = False
+) -> list[Result]:
     """Run each case twice and judge it; its output stays in ``folder``.
 
     Everything of the real tools goes to ``FOLDER/CASE/real``, everything of ours through one
-    daemon with JSON lines and the adapters of the three tools to ``FOLDER/trackers``.
+    daemon with JSON lines and the adapters of the three tools to ``FOLDER/trackers``. ``reuse``
+    keeps what the real tool left there last time, and runs the other half alone.
     """
     cases = list(cases)
-    shutil.rmtree(folder, ignore_errors=True)
+    kept = {case.name for case in cases if reuse and (folder / case.name / "real.code").exists()}
+    _clear(folder, kept)
     trackers = folder / "trackers"
     (trackers / "mlflow").mkdir(parents=True)
     tools = {case.tool for case in cases}
@@ -62,7 +66,7 @@ def run(cases: Iterable[Case], folder: Path, say: Callable[[str], None]) -> list
         shutil.copy(folder / "mlflow.db", trackers / "mlflow")
     with Daemon(folder / "daemon", _adapters(trackers, tools)) as daemon:
         for case in cases:
-            for here in (False, True):
+            for here in (True,) if case.name in kept else (False, True):
                 say(f"{case.name}: {'import changed' if here else 'real tool'}")
                 _run_one(case, folder / case.name, here, daemon.address)
         say("waiting until all is delivered")
@@ -72,6 +76,15 @@ def run(cases: Iterable[Case], folder: Path, say: Callable[[str], None]) -> list
     written = {tool: facts.READERS[tool](trackers / tool, True) for tool in tools}
     lines = facts.jsonl(trackers / "jsonl")
     return [_result(case, folder / case.name, written[case.tool], lines, counted) for case in cases]
+
+
+def _clear(folder: Path, kept: set[str]) -> None:
+    for path in list(folder.glob("*")):
+        if path.name in kept:
+            for left in path.glob("here*"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        elif path.is_dir():
+            shutil.rmtree(path)
 
 
 def _adapters(trackers: Path, tools: Iterable[str]) -> list[dict[str, Any]]:
