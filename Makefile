@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help venv demo test systemd faults fuzz check format docs bench clean
+.PHONY: help venv demo test compat systemd faults fuzz check format docs bench clean
 
 help:
 	@echo "make demo    federated training on three sites, one daemon, four trackers"
 	@echo "make test    the tests"
+	@echo "make compat  frameworks, tensorboardX's tests and public scripts: real tool beside zmqtrack"
 	@echo "make systemd the service in a really booted systemd: takes root, debootstrap and systemd-nspawn"
 	@echo "make faults  the fault tests in their long form"
 	@echo "make fuzz    the coverage-guided fuzzer (RUNS=10000000 inputs); \`make test\` replays its corpus"
@@ -30,6 +31,17 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Other people's code, with the real tool and with the import changed: a table, and exit code 1 for
+# what goes astray. SUITES: tensorboardx, frameworks, scripts; tests/compat/__init__.py tells more.
+COMPAT := .venv-compat
+compat: $(COMPAT)/.installed
+	PYTHONPATH=tests $(COMPAT)/bin/python -m compat $(SUITES)
+
+$(COMPAT)/.installed: pyproject.toml setup.cfg constraints.txt
+	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
+	$(COMPAT)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[compat]'
+	touch $@
 
 # Makes the tree that is booted, once, in the user's cache; `make test` then boots it too.
 systemd: $(STAMP)
@@ -64,4 +76,4 @@ docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) demo-out bench-out fuzz-out zmqtrack-out zmqtrack-state build dist *.egg-info
+	rm -rf $(VENV) $(COMPAT) compat-out demo-out bench-out fuzz-out zmqtrack-out zmqtrack-state build dist *.egg-info
