@@ -191,7 +191,7 @@ class Control:
         return seq
 
     def _beat(self, identity: bytes, request: dict[str, Any]) -> None:
-        """A writer lives, and says how it is. Nothing is answered."""
+        """A writer lives, and says how it is. The answer tells it that the way is open."""
         step, clock = request.get("step"), request["time"]  # what is nil is not on the wire
         if type(clock) is not float or not math.isfinite(clock):
             raise ValueError("the time is no number")
@@ -202,6 +202,7 @@ class Control:
             RunKey(*(check_name("name", name) for name in request["run"])),
             (_number(request["spooled"]), None if step is None else _number(step, -MAX_INT), clock),
         )
+        self._answer(identity, request, "heard")
 
     # --- adapters -----------------------------------------------------------------------------
 
