@@ -59,6 +59,9 @@ def main() -> int:
     except ConfigError as error:
         logs.complain(str(error))
         return EX_CONFIG
+    except ZMQTrackError as error:
+        logs.complain(str(error))
+        return 1
     daemon = located.config.daemon
     logs.configure(daemon.log_level, daemon.log_format, "zmqtrackd")
     try:
