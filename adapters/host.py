@@ -203,14 +203,19 @@ class Host:
             if self._position < self._head:
                 self._fetch()
                 continue
-            if self._publish.refusal() and self._publish.socket is not self._sub:
+            self._publish.refusal()
+            if self._publish.socket is not self._sub:
                 self._ask_for_topics()
             left = deadline - time.monotonic()
             if self._stop.is_set() or (self._gathered and left <= 0):
                 return
             if self._sub.poll(int(1000 * min(left, IDLE)) if left > 0 else int(1000 * IDLE)):
+                self._publish.heard()
                 self._receive(self._sub.recv_multipart())
-            elif left <= 0:
+                continue
+            self._publish.expect()  # a head at least: it is repeated
+            self._publish.renew_if_silent()
+            if left <= 0:
                 return
 
     def _full(self) -> bool:

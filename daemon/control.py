@@ -196,7 +196,7 @@ class Control:
         return seq
 
     def _beat(self, identity: bytes, request: dict[str, Any]) -> None:
-        """A writer lives, and says how it is. Nothing is answered."""
+        """A writer lives, and says how it is. The answer tells it that the way is open."""
         clock = request["time"]
         if type(clock) is not float or not math.isfinite(clock):
             raise ValueError("the time is no number")
@@ -207,6 +207,7 @@ class Control:
             RunKey(*(check_name("name", name) for name in request["run"])),
             Beat(_number(request["waiting"]), clock, _who(request)),
         )
+        self._answer(identity, request, "heard")
 
     # --- adapters -----------------------------------------------------------------------------
 

@@ -92,9 +92,12 @@ class Link:
         if (refusal := self._connection.refusal()) and refusal != self._shut_out:
             self._shut_out, self.answered = refusal, True
             log.warning("zmqtrack: %s; records are kept here", refusal)
+        if self._connection.renew_if_silent() and self._ingest is not None:
+            self._ingest.renew()  # it goes the same way
         if self._ingest is not None:
             self._ingest.refusal()  # which makes it anew, now and then
         while self.control.poll(0):
+            self._connection.heard()
             try:
                 self._on_message(wire.decode_control(self.control.recv()))
             except FrameError as error:
@@ -141,6 +144,8 @@ class Link:
         self._beat_every = float(message.get("beat") or 0.0)
         if self._is_same(message):
             self._acknowledge(message["seq"])
+        # It answers, but what we push does not arrive: the ingest connection leads nowhere.
+        self._ingest.renew_if_silent()
         self._go_back()
 
     def _is_same(self, message: dict[str, Any]) -> bool:
@@ -171,6 +176,8 @@ class Link:
         """We are over our site's rate: what is under way was not taken, and is kept here."""
         wait = min(max(0.0, float(message["wait"])), SLOW_MAX)
         self._slow_until = time.monotonic() + wait
+        if self._ingest is not None:
+            self._ingest.heard()
         self._due = max(self._due, self._slow_until + self._patience)
         self._probing = True
         self._go_back()
@@ -215,6 +222,7 @@ class Link:
             self.control.send(hello, zmq.NOBLOCK)
         except zmq.Again:
             return  # nobody there yet: the next pump tries again, ZeroMQ reconnects by itself
+        self._connection.expect()
         self._due = now + self._patience
         self._patience = min(2 * self._patience, PATIENCE_MAX)
 
@@ -237,7 +245,8 @@ class Link:
         try:
             self.control.send(beat, zmq.NOBLOCK)
         except zmq.Again:
-            pass
+            return
+        self._connection.expect()
 
     def _push(self) -> None:
         """Push batches until the window is full, the spool is empty or ZeroMQ says later."""
@@ -263,6 +272,7 @@ class Link:
                 return
             if not self._window:
                 self._due = time.monotonic() + self._patience
+            self._ingest.expect()  # an acknowledgement, by way of control
             del self._next[0]
             self._window.append((batch.seq, len(batch.body)))
             self._pushed = max(self._pushed, batch.seq)
@@ -274,6 +284,8 @@ class Link:
             self._window = [entry for entry in self._window if entry[0] > seq]
             self._patience = PATIENCE
             self._probing = False
+            if self._ingest is not None:
+                self._ingest.heard()
             self._due = time.monotonic() + self._patience
 
     def _go_back(self) -> None:

@@ -305,6 +305,9 @@ class Listener:
         if address != self.address:  # it was restarted at other ports
             self.close()
             self._connect(address)
+        else:  # it answers: the connection leads nowhere
+            self._connection.renew()
+            self._subscribe()
 
     def _receive(self, printer: Sink) -> None:
         """What waits, up to a turn's worth; it is written at the end."""
