@@ -276,7 +276,9 @@ def differences(written: str, now: str) -> list[str]:
     if _made_with(written) == _made_with(now):
         return [] if written == now else [f"{PAGE.name} is not what `python docs/names.py` writes"]
     old, new = read(written), read(now)
-    return [f"{key}: {old[key]}, now {new[key]}" for key in old.keys() & new if old[key] != new[key]]
+    return [
+        f"{key}: {old[key]}, now {new[key]}" for key in old.keys() & new if old[key] != new[key]
+    ]
 
 
 def _made_with(text: str) -> str:
