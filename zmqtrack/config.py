@@ -145,8 +145,9 @@ class LimitsConfig(_Section):
     runs: Count = Field(10_000, gt=0, description="Runs that it may ever have had.")
     keys: Count = Field(10_000, gt=0, description="Distinct keys of metrics in one run.")
     records: int = Field(10_000, gt=0, le=10_000, description="Records in one batch.")
-    text: Size = Field(4 << 20, description="Largest text.")
-    image: Size = Field(4 << 20, description="Largest image, as it is encoded.")
+    text: Size = Field(256 << 20, description="Largest text.")
+    image: Size = Field(256 << 20, description="Largest image, as it is encoded.")
+    value: Size = Field(64 << 20, description="Largest value of any other data type, as packed.")
     artifact: Size = Field(10 << 30, description="Largest file.")
 
 

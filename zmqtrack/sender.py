@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import logging
 import math
 import os
@@ -20,7 +21,7 @@ from . import wire
 from .errors import SpoolError
 from .keys import Key
 from .link import Link
-from .records import Entry
+from .records import CUT, Entry
 from .spool import Outgoing, Spool, orphans, send_command
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class Sender(threading.Thread):
         self._clock = 0.0  # of what was logged last
         self._links: list[Link] = []  # it, and that of an adopted outbox
         self._unwanted: set[Path] = set()  # outboxes that the daemon has refused
+        self._given_up: set[tuple[Any, ...]] = set()  # too large, and pieces of it are to come
         self._losses: collections.Counter[str] = collections.Counter()  # taken out of `lost`
 
     # --- called from other threads ----------------------------------------------------------
@@ -292,33 +294,68 @@ class Sender(threading.Thread):
             step = next((entry[2] for entry in reversed(entries) if entry[2] is not None), None)
             if step is not None and (self._step is None or step > self._step):
                 self._step = step
+        types = {entry[4] for entry in entries}
         groups: dict[str, list[Entry]] = {}
-        if len({entry[4] for entry in entries}) == 1:  # the usual case: nothing but metrics
-            groups[entries[0][4]] = entries
+        if len(types) == 1 and "metric" in types:  # the usual case
+            groups["metric"] = entries
         else:
+            cut = {name: name.partition("/")[0] for name in types}
             for entry in entries:
-                groups.setdefault(entry[4], []).append(entry)
+                groups.setdefault(cut[entry[4]], []).append(entry)
+            self._keep_within_limits(groups)
         if self._losses:
             # What could not be kept is told in its place, so that the daemon can count it.
             groups.setdefault("lost", []).extend(
                 (reason, n, None, time.time(), "lost") for reason, n in self._losses.items()
             )
             self._losses.clear()
-        sizes = self._own.sizes if self._own else {}
-        batches = []
-        for data_type, records in groups.items():
-            if limit := sizes.get(data_type):  # what the daemon will refuse goes by itself
-                batches += [(data_type, [e]) for e in records if _size(e[1]) > limit]
-                records = [e for e in records if _size(e[1]) <= limit]
-            if records:
-                batches.append((data_type, records))
+        batches = list(_in_order(groups))
         if "run" in groups and groups["run"][-1][0] == "end":
             # After all others, also where `finish` had no time to wait for them first.
             batches.append(("run", [groups["run"].pop()]))
         for data_type, records in batches:
-            for start in range(0, len(records), BATCH_RECORDS):
-                for count, body in self._bodies(records[start : start + BATCH_RECORDS]):
+            step = 1 if data_type.endswith(CUT) else BATCH_RECORDS  # two would be too large
+            for start in range(0, len(records), step):
+                for count, body in self._bodies(records[start : start + step]):
                     self._unspooled.append((data_type, count, body))
+
+    def _keep_within_limits(self, groups: dict[str, list[Entry]]) -> None:
+        """Give up what the daemon has said that it will refuse: too large texts, images, files."""
+        sizes = self._own.sizes if self._own else {}
+        for data_type in groups.keys() - {"metric"}:
+            name = data_type if data_type in sizes else "value"
+            if limit := sizes.get(name):
+                kept = [e for e in groups[data_type] if not self._is_given_up(e, name, limit)]
+                groups[data_type] = kept
+                if not kept:
+                    del groups[data_type]
+
+    def _is_given_up(self, entry: Entry, name: str, limit: int) -> bool:
+        """Whether it is too large; of a piece, what its first met with holds for all."""
+        if not (entry[4] == "artifact" or entry[4].endswith(CUT)):
+            # Of what is neither text nor image the size is known where it is large, and cut.
+            too_large = name != "value" and _size(entry[1]) > limit
+            if too_large:
+                self._give_up(entry, name, limit)
+            return too_large
+        offset, size, piece, *number = entry[1]
+        ident = (entry[0], entry[3], size, *number)
+        if offset == 0 and (wire.length(entry[1]) if number else size) > limit:
+            self._give_up(entry, name, limit)
+            self._given_up.add(ident)
+        found = ident in self._given_up
+        if offset + len(piece) >= size:
+            self._given_up.discard(ident)
+        return found
+
+    def _give_up(self, entry: Entry, name: str, limit: int) -> None:
+        reason = f"{name}_too_large"
+        self._losses[reason] += 1
+        self._say_once(
+            reason,
+            f"{entry[4].partition('/')[0]} {entry[0]!r:.80} is not sent: the daemon takes {limit} "
+            f"bytes at most (limits.{name}). All such are counted as {reason}",
+        )
 
     def _bodies(self, records: list[Entry]) -> Iterator[tuple[int, bytes]]:
         """Pack records into as few bodies as the size limits allow."""
@@ -347,8 +384,10 @@ class Sender(threading.Thread):
             return True
         run = self._spool.run
         batches = []
-        for seq, (data_type, count, body) in enumerate(self._unspooled, self._spool.last + 1):
-            header = wire.Header(self._spool.stream, seq, run, count, self._codec)
+        for seq, (name, count, body) in enumerate(self._unspooled, self._spool.last + 1):
+            data_type, _, cut = name.partition("/")
+            codec = self._codec | (wire.CODEC_PIECES if cut else 0)
+            header = wire.Header(self._spool.stream, seq, run, count, codec)
             batches.append(Outgoing(seq, data_type, count, wire.encode_header(header), body))
         try:
             shed = self._spool.append(batches)
@@ -497,8 +536,16 @@ def _has_files_left() -> bool:
         return False
 
 
+def _in_order(groups: dict[str, list[Entry]]) -> Iterator[tuple[str, list[Entry]]]:
+    """Batches to be, by data type; what is in pieces stands among what is not as it was logged."""
+    for records in groups.values():
+        if len({entry[4] for entry in records}) == 1:
+            yield records[0][4], records
+        else:
+            for name, some in itertools.groupby(records, key=lambda entry: entry[4]):
+                yield name, list(some)
+
+
 def _size(value: Any) -> int:
-    """Bytes of a text or image; of a piece of a file, those of the whole file."""
-    if isinstance(value, list):
-        return int(value[1])
+    """Bytes of a text or image."""
     return len(value.encode(errors="replace")) if isinstance(value, str) else len(value)

@@ -40,7 +40,7 @@ from typing import Any
 
 from ..arrays import is_array, to_host
 from ..image import image_format
-from ..run import MAX_VALUE, Run, _plain
+from ..run import Run, _plain
 from ._common import also_called, begin, lose, note
 
 __all__ = ["ActiveRun", "Experiment", "Image", "MLflowWriter"]
@@ -295,11 +295,7 @@ class MLflowWriter:
     @also_called(artifact_file_path="artifact_file")
     def log_text(self, text: str, artifact_file: str, run_id: str | None = None) -> None:
         """Log text as a file (NVFLARE's name for it is ``artifact_file_path``)."""
-        run = self._run(run_id)
-        if isinstance(text, str) and len(text) > MAX_VALUE // 4:
-            _log_bytes(run, text.encode(), artifact_file)
-        else:
-            run.log_text(artifact_file, text)
+        self._run(run_id).log_text(artifact_file, text)
 
     def log_dict(
         self,
@@ -377,7 +373,7 @@ class MLflowWriter:
                 data = path.read_bytes()
         else:
             raise TypeError(f"{type(figure).__name__} is no figure of matplotlib or plotly")
-        if image_format(data) is None or len(data) > MAX_VALUE:
+        if image_format(data) is None:
             _log_bytes(self._run(), data, artifact_file)
         else:
             self._run().log_image(artifact_file, data)
@@ -518,7 +514,7 @@ class MLflowWriter:
 
 
 def _log_bytes(run: Run, data: bytes, name: str) -> None:
-    """Log bytes as a file: what is too large for one record, or no text and no image."""
+    """Log bytes as a file: what is no text and no image."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "content")
         path.write_bytes(data)
