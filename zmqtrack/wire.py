@@ -322,7 +322,8 @@ def decode_value(data_type: str, key: str, packed: bytes | mmap) -> Any:
         value = _unpack(packed)
         check_values(data_type, [value], [key])
     except _NOT_MSGPACK as error:
-        raise FrameError("bad_body", f"a value from pieces: {error}") from None
+        detail = f"a value from pieces: {type(error).__name__}: {error}"
+        raise FrameError("bad_body", detail) from None
     return value
 
 
