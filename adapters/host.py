@@ -503,8 +503,8 @@ class Host:
     ) -> None:
         header = batch.header
         codec, number = wire.CODEC_PLAIN, []
-        if header.in_pieces:  # the seq tells it from others of its stream, as its number did
-            codec, number = wire.CODEC_PIECES, [header.seq]
+        if header.in_pieces:  # the seq tells it from others of its stream, and no number is below 0
+            codec, number = wire.CODEC_PIECES, [-header.seq]
         header = header._replace(count=1, codec=codec)
         for value in values:
             body = wire.encode_body([record._replace(value=[*value, *number] if number else value)])
