@@ -165,7 +165,7 @@ class Control:
             you={"name": request["client"].name, "roles": sorted(request["client"].roles)},
             sizes={
                 name: getattr(self._broker.intake.limits.config, name)
-                for name in ("text", "image", "artifact")
+                for name in ("text", "image", "artifact", "value")
             },
         )
 

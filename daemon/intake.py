@@ -20,7 +20,7 @@ from zmqtrack import peek, wire
 from zmqtrack.config import DaemonConfig
 from zmqtrack.errors import ControlError, FrameError
 from zmqtrack.keyring import Client
-from zmqtrack.records import RESERVED, Record, RunKey
+from zmqtrack.records import RESERVED, UNCUT, Record, RunKey
 from zmqtrack.wire import Header
 
 from . import sockets
@@ -131,6 +131,8 @@ class Intake:
         if data_type in RESERVED - {"lost", "probe"}:
             raise FrameError("bad_type", f"{data_type!r} is the daemon's own word")
         header = wire.decode_header(frames[1])
+        if header.in_pieces and data_type in UNCUT:
+            raise FrameError("bad_type", f"a {data_type} in pieces")
         self.received += 1
         known = self._journal.stream(header.stream)
         last = known.seq if known else 0

@@ -6,7 +6,7 @@ import collections
 import time
 from collections.abc import Hashable, Iterable
 
-from zmqtrack import peek
+from zmqtrack import peek, wire
 from zmqtrack.config import LimitsConfig
 from zmqtrack.records import RunKey
 from zmqtrack.wire import Header
@@ -169,20 +169,20 @@ class Limits:
             )
         if data_type == "metric":
             self._check_keys(header, body)
-        elif limit := self._size_limit(data_type):
-            largest = max(peek.sizes(data_type, header.codec, body), default=0)
-            # A few bytes more is what msgpack adds.
-            if largest > limit + 8:
-                raise Exceeded(
-                    f"{data_type}_too_large",
-                    f"{largest} bytes; limits.{data_type} is {limit}",
-                )
+            return
+        name, limit = self._size_limit(data_type)
+        whole = data_type != "artifact" and not header.in_pieces
+        if whole and limit >= (wire.MAX_BODY if header.codec else len(body)):
+            return  # no value in it can be larger
+        largest = max(peek.sizes(data_type, header.codec, body), default=0)
+        # A few bytes more is what msgpack adds.
+        if largest > limit + 8:
+            raise Exceeded(f"{name}_too_large", f"{largest} bytes; limits.{name} is {limit}")
 
-    def _size_limit(self, data_type: str) -> int:
-        limits = self.config
-        return {"text": limits.text, "image": limits.image, "artifact": limits.artifact}.get(
-            data_type, 0
-        )
+    def _size_limit(self, data_type: str) -> tuple[str, int]:
+        """Name of the limit that a value of the type has, and the limit."""
+        name = data_type if data_type in ("text", "image", "artifact") else "value"
+        return name, getattr(self.config, name)
 
     def _check_keys(self, header: Header, body: bytes) -> None:
         known = self._keys.get(header.run)

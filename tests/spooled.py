@@ -51,11 +51,19 @@ class Spooled:
         """Records of each run, in order, with their data types; the first run first."""
         self.finish()
         found: dict[RunKey, list[tuple[str, Record]]] = defaultdict(list)
+        packed: dict[int, bytes] = defaultdict(bytes)
         for path in orphans(self.folder):
             spool = Spool.open(path)
             for batch in spool.after(0, 1_000_000):
                 header = wire.decode_header(batch.header)
                 for record in wire.decode_body(batch.type, header, batch.body):
+                    if header.in_pieces:
+                        offset, size, piece, number = record.value
+                        packed[number] += piece
+                        if offset + len(piece) < size:
+                            continue
+                        value = wire.decode_value(batch.type, record.key, packed[number])
+                        record = record._replace(value=value)
                     found[header.run].append((batch.type, record))
             spool.close()
         return dict(sorted(found.items(), key=lambda item: _begun(item[1])))

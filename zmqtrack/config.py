@@ -147,8 +147,9 @@ class LimitsConfig(_Section):
         16 << 20, gt=0, description="All distinct keys of metrics in one run together."
     )
     records: int = Field(10_000, gt=0, le=10_000, description="Records in one batch.")
-    text: Size = Field(4 << 20, description="Largest text.")
-    image: Size = Field(4 << 20, description="Largest image, as it is encoded.")
+    text: Size = Field(256 << 20, description="Largest text.")
+    image: Size = Field(256 << 20, description="Largest image, as it is encoded.")
+    value: Size = Field(64 << 20, description="Largest value of any other data type, as packed.")
     artifact: Size = Field(1 << 40, description="Largest file.")
 
 

@@ -17,6 +17,9 @@ artifact    on the wire ``[offset, size, bytes]``, a piece of a file of ``size``
 log         str, one or more lines of output; the key names the stream
 =========== ==================================================================
 
+A value that is too large for one message travels in pieces (see :mod:`zmqtrack.wire`); an adapter
+is given it whole. An artifact always does.
+
 The name ``lost`` is reserved: with it a writer tells the daemon how many records (value) it
 had to give up, and why (key); one that begins with :data:`NOT_CARRIED` counts calls that have no
 tracker-neutral form, which is no loss. So is ``probe``: a batch that is answered, and not kept. Any
@@ -42,9 +45,12 @@ from types import NoneType
 from typing import Any, ClassVar, NamedTuple
 
 __all__ = [
+    "CUT",
     "NOT_CARRIED",
+    "PIECES",
     "RESERVED",
     "STATUSES",
+    "UNCUT",
     "VOCABULARY",
     "Entry",
     "LineKey",
@@ -73,6 +79,13 @@ RESERVED: frozenset[str] = frozenset({"head", "lost", "probe", "pulse"})
 
 #: With what the reason of a count begins that is no loss: what a syntax cannot carry.
 NOT_CARRIED = "unsupported_"
+#: What never travels in pieces: it is small, the daemon reads it, or it has pieces of its own.
+UNCUT: frozenset[str] = RESERVED | {"run", "metric", "artifact"}
+
+#: Behind a data type's name in an :data:`Entry`: the value is a piece of one.
+CUT = "/pieces"
+#: For :func:`check_values`: what the values of pieces are.
+PIECES = "pieces/"
 
 #: How a run ends.
 STATUSES = ("finished", "failed", "killed")
@@ -145,6 +158,7 @@ _PAIRS: dict[str, tuple[type[PairKey], ...]] = {
 
 
 #: A record and its data type, as a logging call appends it: (key, value, step, time, data type).
+#: With :data:`CUT` behind the data type, the value is a piece: (offset, size, bytes, number).
 Entry = tuple[str, Any, "int | None", float, str]
 
 
@@ -282,6 +296,7 @@ _SHAPES: dict[str, frozenset[type]] = {
     "image": frozenset({bytes}),
     "histogram": frozenset({dict}),
     "artifact": frozenset({list}),
+    PIECES: frozenset({list}),
     "log": frozenset({str}),
     "lost": frozenset({int}),
 }
@@ -314,7 +329,12 @@ def check_values(data_type: str, values: list[Any], keys: list[str] | None = Non
         check_carried(values)
     if data_type == "artifact":
         for value in values:
-            _check_piece(value)
+            _check_piece(value, [int, int, bytes])
+    elif data_type == PIECES:
+        for value in values:
+            _check_piece(value, [int, int, bytes, int])
+            if not value[2]:
+                raise TypeError("a piece without a byte")
     elif data_type == "histogram":
         for value in values:
             _check_summary(value)
@@ -360,12 +380,12 @@ def check_carried(values: list[Any], greatest: int | None = None) -> None:
     raise TypeError(f"a value nested deeper than {MAX_DEPTH}")
 
 
-def _check_piece(value: list[Any]) -> None:
-    if list(map(type, value)) != [int, int, bytes]:
-        raise TypeError("an artifact piece is not [offset, size, bytes]")
-    offset, size, piece = value
+def _check_piece(value: list[Any], shape: list[type]) -> None:
+    if list(map(type, value)) != shape:
+        raise TypeError("a piece is not [offset, size, bytes], with a number where it is no file's")
+    offset, size, piece, *_ = value
     if not 0 <= offset <= offset + len(piece) <= size <= MAX_INT:
-        raise TypeError(f"an artifact piece at {offset} does not lie within {size} bytes")
+        raise TypeError(f"a piece at {offset} does not lie within {size} bytes")
 
 
 def _check_summary(value: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import logging
 import math
 import os
@@ -27,6 +28,7 @@ from .facts import about_process
 from .histogram import summarise
 from .image import encode_image
 from .records import (
+    CUT,
     MAX_KEY,
     RESERVED,
     STATUSES,
@@ -60,14 +62,16 @@ STALL = 1.0
 
 #: Bytes of large values after which a call waits likewise.
 BUFFER_BYTES = 32 << 20
-#: Most bytes in one value.
-MAX_VALUE = wire.MAX_BODY // 2
+#: A value of more bytes travels in pieces.
+WHOLE = 1 << 20
 
 #: Steps are integers of 64 bits.
 MIN_STEP, MAX_STEP = -(2**63), 2**63 - 1
 
-#: A file travels in pieces of so many bytes.
+#: Files and large values travel in pieces of so many bytes.
 PIECE = 512 << 10
+#: Tells large values of one stream apart.
+_numbers = itertools.count(1)
 
 log = logging.getLogger("zmqtrack")
 
@@ -318,7 +322,8 @@ class Run:
 
         What is none of those is logged as its ``str``.
         """
-        self._log("param", key, _plain(value, fallback=str), None, None)
+        plain, size = _plain_and_size(value, fallback=str)
+        self._log("param", key, plain, None, None, size)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         for key, value in params.items():
@@ -390,7 +395,8 @@ class Run:
 
         See :func:`zmqtrack.histogram.summarise`; its result is taken too.
         """
-        self._log("histogram", key, summarise(values, bins), step, time)
+        summary = summarise(values, bins)
+        self._log("histogram", key, summary, step, time, 18 * len(summary["counts"]))
 
     def log_artifact(
         self, path: str | os.PathLike[str], name: str | None = None, step: int | None = None
@@ -433,7 +439,8 @@ class Run:
         """
         if check_type(data_type) in VOCABULARY | RESERVED:
             raise ValueError(f"{data_type!r} is built in: use the method for it, or another name")
-        self._log(data_type, key, _plain(value), step, time)
+        plain, size = _plain_and_size(value)
+        self._log(data_type, key, plain, step, time, size)
 
     def lose(self, reason: str) -> None:
         """Count, under ``reason``, something that could not be logged; ``status`` shows it."""
@@ -529,20 +536,46 @@ class Run:
             self._stall()
 
     def _log(
-        self, data_type: str, key: str, value: Any, step: int | None, time: float | None
+        self,
+        data_type: str,
+        key: str,
+        value: Any,
+        step: int | None,
+        time: float | None,
+        size: int = 0,
     ) -> None:
+        """Append a record; ``size`` is (about) that of a value that is neither text nor bytes."""
         key = self._spell(key)
         if step is not None and (step.__class__ is not int or not MIN_STEP <= step <= MAX_STEP):
             step = _as_step(key, step)
         if isinstance(value, str):
             value = value.encode(errors="replace").decode()  # lone surrogates cannot travel
-        size = len(value) if isinstance(value, (str, bytes)) else 0
-        if size > MAX_VALUE:
-            raise ValueError(
-                f"{data_type} {key!r} has {size} bytes; at most {MAX_VALUE} are allowed. "
-                "Log it as an artifact"
-            )
-        self._append((key, value, step, _now() if time is None else float(time), data_type))
+            size = len(value) if value.isascii() else 4 * len(value)  # at most, in UTF-8
+        elif isinstance(value, bytes):
+            size = len(value)
+        when = _now() if time is None else float(time)
+        if size > WHOLE:
+            self._log_large(data_type, key, value, step, when)
+        else:
+            self._append((key, value, step, when, data_type))
+            self._note_large(size)
+
+    def _log_large(
+        self, data_type: str, key: str, value: Any, step: int | None, when: float
+    ) -> None:
+        """Append a value in pieces, if it needs to be; they share the memory of its encoding."""
+        packed = memoryview(wire.encode_value(value))
+        if (size := len(packed)) <= WHOLE:
+            self._append((key, value, step, when, data_type))
+            self._note_large(size)
+            return
+        number = next(_numbers)
+        for offset in range(0, size, PIECE):
+            piece = packed[offset : offset + PIECE]
+            self._append((key, (offset, size, piece, number), step, when, data_type + CUT))
+            self._note_large(len(piece))
+
+    def _note_large(self, size: int) -> None:
         self._large += size
         if self._large > BUFFER_BYTES or len(self._buffer) > BUFFER_RECORDS:
             self._stall()
@@ -607,10 +640,12 @@ class Run:
             self._stalled = time.monotonic()
         if self._large > 2 * BUFFER_BYTES or len(self._buffer) > BUFFER_RECORDS:
             try:
-                value = self._buffer.pop()[1]
+                _, value, *_, data_type = self._buffer.pop()
             except IndexError:
                 return  # the sender emptied it just now
-            self._large -= len(value) if isinstance(value, (str, bytes)) else 0
+            if data_type == "artifact" or data_type.endswith(CUT):
+                value = value[2]
+            self._large -= len(value) if isinstance(value, (str, bytes, memoryview)) else 0
             self._sender.lost.append("buffer_full")
 
     def _on_quiet(self, quiet: bool) -> None:
@@ -693,6 +728,11 @@ def _as_step(key: str, step: Any) -> int:
 
 def _plain(value: Any, fallback: Callable[[Any], Any] | None = None) -> Any:
     """A copy of ``value`` in msgpack's types; arrays become lists."""
+    return _plain_and_size(value, fallback)[0]
+
+
+def _plain_and_size(value: Any, fallback: Callable[[Any], Any] | None = None) -> tuple[Any, int]:
+    """The same, and the bytes that it takes."""
 
     def convert(other: Any) -> Any:
         for name in ("tolist", "item"):
@@ -705,10 +745,8 @@ def _plain(value: Any, fallback: Callable[[Any], Any] | None = None) -> Any:
 
     try:
         packed = msgpack.packb(value, default=convert)
-        if len(packed) > MAX_VALUE:
-            raise ValueError(f"the value has {len(packed)} bytes; at most {MAX_VALUE} are allowed")
         plain = msgpack.unpackb(packed, strict_map_key=False)
         check_values("", [plain])
     except (OverflowError, RecursionError, UnicodeEncodeError) as error:
         raise TypeError(f"the value cannot be logged: {error}") from None
-    return plain
+    return plain, len(packed)

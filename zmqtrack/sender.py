@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import logging
 import math
 import os
@@ -20,7 +21,7 @@ from . import wire
 from .errors import SpoolError
 from .keys import Key
 from .link import Link
-from .records import Entry
+from .records import CUT, Entry
 from .rows import Rows
 from .spool import Outgoing, Spool, orphans, send_command
 
@@ -135,6 +136,7 @@ class Sender(threading.Thread):
         self._links: list[Link] = []  # it, and that of an adopted outbox
         self._unwanted: set[Path] = set()  # outboxes that the daemon has refused
         self._later: set[Path] = set()  # those that it takes when others have ended
+        self._given_up: set[tuple[Any, ...]] = set()  # too large, and pieces of it are to come
         self._losses: collections.Counter[str] = collections.Counter()  # taken out of `lost`
 
     # --- called from other threads ----------------------------------------------------------
@@ -303,43 +305,83 @@ class Sender(threading.Thread):
             entries = self._egress.sift(entries)
         if entries:
             self._clock = entries[-1][3]
+        types = {entry[4] for entry in entries}
         groups: dict[str, list[Entry]] = {}
-        if len({entry[4] for entry in entries}) == 1:  # the usual case: nothing but metrics
-            groups[entries[0][4]] = entries
+        if len(types) == 1 and "metric" in types:  # the usual case
+            groups["metric"] = entries
         else:
+            cut = {name: name.partition("/")[0] for name in types}
             for entry in entries:
-                groups.setdefault(entry[4], []).append(entry)
+                groups.setdefault(cut[entry[4]], []).append(entry)
+            self._keep_within_limits(groups)
         if self._losses:
             # What could not be kept is told in its place, so that the daemon can count it.
             groups.setdefault("lost", []).extend(
                 (reason, n, None, time.time(), "lost") for reason, n in self._losses.items()
             )
             self._losses.clear()
-        sizes = self._own.sizes if self._own else {}
-        batches = []
-        for data_type, records in groups.items():
-            if limit := sizes.get(data_type):  # what the daemon will refuse goes by itself
-                batches += [(data_type, [e]) for e in records if _size(e[1]) > limit]
-                records = [e for e in records if _size(e[1]) <= limit]
-            if records:
-                batches.append((data_type, records))
+        batches = list(_in_order(groups))
         if "run" in groups and groups["run"][-1][0] == "end":
             # After all others, also where `finish` had no time to wait for them first.
             batches.append(("run", [groups["run"].pop()]))
         packed = [
             each
-            for data_type, records in batches
-            for cut in self._rows.cut(records, BATCH_RECORDS)
-            for each in self._bodies(data_type, cut)
+            for name, records in batches
+            for cut in self._cut(name, records)
+            for each in self._bodies(name, cut)
         ]
-        ends = self._rows.ends([(data_type, part) for data_type, part, *_ in packed])
+        ends = self._rows.ends([(name.partition("/")[0], part) for name, part, *_ in packed])
         self._unspooled += [
-            _Packed(data_type, len(part), body, step, rows)
-            for (data_type, part, body, step), rows in zip(packed, ends, strict=True)
+            _Packed(name, len(part), body, step, rows)
+            for (name, part, body, step), rows in zip(packed, ends, strict=True)
         ]
 
+    def _cut(self, name: str, records: list[Entry]) -> Iterator[list[Entry]]:
+        """One batch's worth at a time; of pieces, two would be too large."""
+        if name.endswith(CUT):
+            return ([record] for record in records)
+        return self._rows.cut(records, BATCH_RECORDS)
+
+    def _keep_within_limits(self, groups: dict[str, list[Entry]]) -> None:
+        """Give up what the daemon has said that it will refuse: too large texts, images, files."""
+        sizes = self._own.sizes if self._own else {}
+        for data_type in groups.keys() - {"metric"}:
+            name = data_type if data_type in sizes else "value"
+            if limit := sizes.get(name):
+                kept = [e for e in groups[data_type] if not self._is_given_up(e, name, limit)]
+                groups[data_type] = kept
+                if not kept:
+                    del groups[data_type]
+
+    def _is_given_up(self, entry: Entry, name: str, limit: int) -> bool:
+        """Whether it is too large; of a piece, what its first met with holds for all."""
+        if not (entry[4] == "artifact" or entry[4].endswith(CUT)):
+            # Of what is neither text nor image the size is known where it is large, and cut.
+            too_large = name != "value" and _size(entry[1]) > limit
+            if too_large:
+                self._give_up(entry, name, limit)
+            return too_large
+        offset, size, piece, *number = entry[1]
+        ident = (entry[0], entry[3], size, *number)
+        if offset == 0 and (wire.length(entry[1]) if number else size) > limit:
+            self._give_up(entry, name, limit)
+            self._given_up.add(ident)
+        found = ident in self._given_up
+        if offset + len(piece) >= size:
+            self._given_up.discard(ident)
+        return found
+
+    def _give_up(self, entry: Entry, name: str, limit: int) -> None:
+        reason = f"{name}_too_large"
+        self._losses[reason] += 1
+        self._say_once(
+            reason,
+            f"{entry[4].partition('/')[0]} {entry[0]!r:.80} is not sent: the daemon takes {limit} "
+            f"bytes at most (limits.{name}). All such are counted as {reason}",
+        )
+
     def _bodies(
-        self, data_type: str, records: list[Entry]
+        self, name: str, records: list[Entry]
     ) -> Iterator[tuple[str, list[Entry], bytes, int | None]]:
         """Pack records into as few bodies as the size limits allow."""
         try:
@@ -354,10 +396,10 @@ class Sender(threading.Thread):
             body, step = b"", None
         if len(records) > 1 and (not body or len(body) > BATCH_BYTES):
             middle = len(records) // 2
-            yield from self._bodies(data_type, records[:middle])
-            yield from self._bodies(data_type, records[middle:])
+            yield from self._bodies(name, records[:middle])
+            yield from self._bodies(name, records[middle:])
         else:
-            yield data_type, records, body, step
+            yield name, records, body, step
 
     def _store(self) -> bool:
         """Commit what is packed to the spool; False (and kept) if the disk refuses it."""
@@ -368,10 +410,10 @@ class Sender(threading.Thread):
         run = self._spool.run
         batches = []
         for seq, packed in enumerate(self._unspooled, self._spool.last + 1):
-            data_type, count, body, step, rows = packed
-            header = wire.Header(
-                self._spool.stream, seq, run, count, self._codec, step=step, rows=rows
-            )
+            name, count, body, step, rows = packed
+            data_type, _, cut = name.partition("/")
+            codec = self._codec | (wire.CODEC_PIECES if cut else 0)
+            header = wire.Header(self._spool.stream, seq, run, count, codec, step=step, rows=rows)
             batches.append(Outgoing(seq, data_type, count, wire.encode_header(header), body))
         try:
             shed = self._spool.append(batches)
@@ -522,8 +564,16 @@ def _has_files_left() -> bool:
         return False
 
 
+def _in_order(groups: dict[str, list[Entry]]) -> Iterator[tuple[str, list[Entry]]]:
+    """Batches to be, by data type; what is in pieces stands among what is not as it was logged."""
+    for records in groups.values():
+        if len({entry[4] for entry in records}) == 1:
+            yield records[0][4], records
+        else:
+            for name, some in itertools.groupby(records, key=lambda entry: entry[4]):
+                yield name, list(some)
+
+
 def _size(value: Any) -> int:
-    """Bytes of a text or image; of a piece of a file, those of the whole file."""
-    if isinstance(value, list):
-        return int(value[1])
+    """Bytes of a text or image."""
     return len(value.encode(errors="replace")) if isinstance(value, str) else len(value)

@@ -11,16 +11,20 @@ A batch holds records of one data type and one run key. On the wire it is three 
     │                       │   │ 3 experiment     str     │   │ 3 times  [float], s      │
     │ each part ends in "/":│   │ 4 run            str     │   │ 4 values [any]           │
     │ ZeroMQ matches topics │   │ 5 site           str     │   │                          │
-    │ by prefix. The site   │   │ 6 count  uint, records   │   │ as it is (codec 0), or   │
-    │ is percent-encoded.   │   │ 7 codec          uint    │   │ one zstd frame (codec 1) │
-    └───────────────────────┘   │ 8 step   int | nil, the  │   │                          │
-                                │          records' highest│   │ The daemon looks at keys │
-                                │ 9 rows      uint, 0 to 3 │   │ and sizes alone.         │
-                                ├──────────────────────────┤   └──────────────────────────┘
-                                │ daemon → subscriber adds │
+    │ by prefix. The site   │   │ 6 count  uint, records   │   │ codec + 1: all of it is  │
+    │ is percent-encoded.   │   │ 7 codec          uint    │   │   one zstd frame         │
+    └───────────────────────┘   │ 8 step   int | nil, the  │   │ codec + 2: the values    │
+                                │          records' highest│   │   are pieces of others,  │
+                                │ 9 rows      uint, 0 to 3 │   │   [offset, size, bytes,  │
+                                ├──────────────────────────┤   │   number]                │
+                                │ daemon → subscriber adds │   └──────────────────────────┘
                                 │ 10 offset uint, from 1   │
                                 │ 11 epoch     16 bytes    │
                                 └──────────────────────────┘
+
+A value that is too large for one body travels in pieces of its msgpack encoding, which has ``size``
+bytes in all. The pieces have the same key, step, time and ``number``, which no other value of the
+stream has, and come in the order of their offsets. The daemon never puts them together.
 
 ``rows`` other than 0 says that the records of one time are one row (of a tool that logs in rows),
 and how far the rows of this batch go: 1 all are whole; 2 some go on in the stream's next batch
@@ -36,6 +40,7 @@ import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
+from mmap import mmap
 from types import NoneType
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -46,6 +51,8 @@ from .errors import FrameError
 from .records import (
     MAX_CONTAINERS,
     MAX_INT,
+    PIECES,
+    UNCUT,
     Record,
     RunKey,
     check_carried,
@@ -57,6 +64,7 @@ from .records import (
 
 __all__ = [
     "CODECS",
+    "CODEC_PIECES",
     "MAX_BODY",
     "MAX_HEADER",
     "MAX_RECORDS",
@@ -70,9 +78,12 @@ __all__ = [
     "decode_control",
     "decode_header",
     "decode_topic",
+    "decode_value",
     "encode_body",
     "encode_control",
     "encode_header",
+    "encode_value",
+    "length",
     "pack",
     "topic",
 ]
@@ -92,6 +103,8 @@ MAX_CONTROL = 1 << 20
 MAX_ITEMS = 1 << 16
 CODEC_PLAIN = 0
 CODEC_ZSTD = 1
+#: Added to either: the values are pieces.
+CODEC_PIECES = 2
 #: How the rows of a batch end (:attr:`Header.rows`); 0: its records are not rows.
 ROWS_WHOLE, ROWS_GO_ON, ROWS_LAST_OPEN = 1, 2, 3
 #: Codec names as users write them.
@@ -113,6 +126,10 @@ class Header(NamedTuple):
     epoch: bytes = b""
     step: int | None = None
     rows: int = 0
+
+    @property
+    def in_pieces(self) -> bool:
+        return bool(self.codec & CODEC_PIECES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +234,7 @@ def decode_header(frame: bytes) -> Header:
     for name, number, low, high in (
         ("seq", seq, 1, 2**63 - 1),
         ("count", count, 1, MAX_RECORDS),
-        ("codec", codec, 0, max(CODECS.values())),
+        ("codec", codec, 0, CODEC_ZSTD | CODEC_PIECES),
         ("offset", offset, 0, 2**63 - 1),
         ("rows", rows, 0, ROWS_LAST_OPEN),
     ):
@@ -257,7 +274,7 @@ def pack(records: Sequence[tuple[Any, ...]], codec: int = CODEC_PLAIN) -> tuple[
     index = [0] * len(keys) if len(table) == 1 else [table[key] for key in keys]
     columns = (list(table), index, steps, times, values)
     packed: bytes = msgpack.packb(columns)
-    if codec == CODEC_ZSTD:
+    if codec & CODEC_ZSTD:
         import zstandard  # optional, and only where it was asked for
 
         packed = zstandard.compress(packed)
@@ -279,21 +296,12 @@ def decode_body(data_type: str, header: Header, frame: bytes) -> list[Record]:
     """
     if len(frame) > MAX_BODY:
         raise FrameError("bad_body", f"{len(frame)} bytes; at most {MAX_BODY}")
-    if header.codec == CODEC_ZSTD:
+    if header.in_pieces and data_type in UNCUT:
+        raise FrameError("bad_body", f"a {data_type} in pieces")
+    if header.codec & CODEC_ZSTD:
         frame = _expand(frame)
     try:
-        _check_whole(frame)
-        columns = msgpack.unpackb(
-            frame,
-            strict_map_key=False,
-            max_str_len=len(frame),
-            max_bin_len=len(frame),
-            max_array_len=len(frame),
-            max_map_len=len(frame),
-            max_ext_len=0,
-            ext_hook=_no_extension,
-            **_count_containers(frame),
-        )
+        columns = _unpack(frame)
     except _NOT_MSGPACK as error:
         raise FrameError("bad_body", f"not msgpack: {type(error).__name__}: {error}") from None
     if not isinstance(columns, list) or len(columns) != 5:
@@ -319,13 +327,44 @@ def decode_body(data_type: str, header: Header, frame: bytes) -> list[Record]:
         if set(map(type, index)) != {int} or min(index) < 0:
             raise IndexError("a key index is no unsigned integer")
         named = list(map(keys.__getitem__, index))
-        check_values(data_type, values, named)
+        check_values(PIECES if header.in_pieces else data_type, values, named)
     except (TypeError, ValueError, IndexError) as error:
         raise FrameError("bad_body", str(error)) from None
     # Record._make does the same, with a call in Python for each.
     rows = zip(named, values, steps, times, strict=True)
     records: list[Record] = list(map(tuple.__new__, repeat(Record), rows))
     return records
+
+
+def encode_value(value: Any) -> bytes:
+    """A value as it is cut into pieces.
+
+    Raises:
+        TypeError, ValueError, OverflowError: one that msgpack cannot carry.
+    """
+    packed: bytes = msgpack.packb(value)
+    return packed
+
+
+def length(piece: Sequence[Any]) -> int:
+    """Bytes of the value that a first piece belongs to: of text or bytes, without msgpack's own."""
+    size: int = piece[1]
+    return size - 5 if bytes(piece[2][:1]) in (_STR32, _BIN32) else size
+
+
+def decode_value(data_type: str, key: str, packed: bytes | mmap) -> Any:
+    """The value whose pieces have been put together; it is of the shape that its type promises.
+
+    Raises:
+        FrameError: ``bad_body``.
+    """
+    try:
+        value = _unpack(packed)
+        check_values(data_type, [value], [key])
+    except _NOT_MSGPACK as error:
+        detail = f"a value from pieces: {type(error).__name__}: {error}"
+        raise FrameError("bad_body", detail) from None
+    return value
 
 
 def _expand(frame: bytes) -> bytes:
@@ -400,6 +439,8 @@ def decode_control(frame: bytes) -> dict[str, Any]:
 _NOT_MSGPACK = (ValueError, TypeError, RecursionError, msgpack.UnpackException)
 #: A frame up to so many bytes cannot ask for much memory, whatever it says.
 _SMALL = 4096
+#: First byte of a long string, and of long bytes: four bytes of length follow.
+_STR32, _BIN32 = b"\xdb", b"\xc6"
 
 
 def _check_version(version: object) -> None:
@@ -407,7 +448,28 @@ def _check_version(version: object) -> None:
         raise FrameError("bad_version", f"{reprlib.repr(version)}; this side speaks {VERSION}")
 
 
-def _check_whole(frame: bytes) -> None:
+def _unpack(frame: bytes | mmap) -> Any:
+    """What is packed in a body.
+
+    Raises:
+        one of ``_NOT_MSGPACK``.
+    """
+    if frame[:1] not in (_STR32, _BIN32):  # else there is nothing but a string
+        _check_whole(frame)
+    return msgpack.unpackb(
+        frame,
+        strict_map_key=False,
+        max_str_len=len(frame),
+        max_bin_len=len(frame),
+        max_array_len=len(frame),
+        max_map_len=len(frame),
+        max_ext_len=0,
+        ext_hook=_no_extension,
+        **_count_containers(frame),
+    )
+
+
+def _check_whole(frame: bytes | mmap) -> None:
     """Walk over what is packed, so that arrays are as long as they say before there are any.
 
     The memory for an array is taken at its beginning: 8 bytes for each item that is announced,
@@ -427,7 +489,7 @@ def _check_whole(frame: bytes) -> None:
         unpacker.skip()
 
 
-def _count_containers(frame: bytes) -> dict[str, Callable[[Any], Any]]:
+def _count_containers(frame: bytes | mmap) -> dict[str, Callable[[Any], Any]]:
     """Hooks that refuse too many lists and dicts; none where the frame has no room for them."""
     if len(frame) <= MAX_CONTAINERS:
         return {}

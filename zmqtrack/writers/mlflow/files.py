@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...image import image_format
-from ...run import MAX_VALUE, Run, _plain
+from ...run import Run, _plain
 from .._common import also_called
 from .exceptions import invalid
 from .values import as_seconds, as_step, in_range, log_bytes
@@ -36,11 +36,7 @@ class Files:
     @also_called(artifact_file_path="artifact_file")
     def log_text(self, text: str, artifact_file: str, run_id: str | None = None) -> None:
         """Log text as a file (NVFLARE's name for it is ``artifact_file_path``)."""
-        run = self._run(run_id)
-        if isinstance(text, str) and len(text) > MAX_VALUE // 4:
-            log_bytes(run, text.encode(), artifact_file)
-        else:
-            run.log_text(artifact_file, text)
+        self._run(run_id).log_text(artifact_file, text)
 
     def log_dict(
         self,
@@ -125,7 +121,7 @@ class Files:
                 data = path.read_bytes()
         else:
             raise TypeError(f"{type(figure).__name__} is no figure of matplotlib or plotly")
-        if image_format(data) is None or len(data) > MAX_VALUE:
+        if image_format(data) is None:
             log_bytes(self._run(run_id), data, artifact_file)
         else:
             self._run(run_id).log_image(artifact_file, data)

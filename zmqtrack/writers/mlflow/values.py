@@ -74,7 +74,7 @@ def in_range(image: Any) -> Any:
 
 
 def log_bytes(run: Run, data: bytes, name: str) -> None:
-    """Log bytes as a file: what is too large for one record, or no text and no image."""
+    """Log bytes as a file: what is no text and no image."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "content")
         path.write_bytes(data)
