@@ -148,7 +148,7 @@ def run_of(site: str, run: str = "r", **more: Any) -> dict[str, Any]:
         "records": 1,
         "streams": 1,
         "last_seen": 1000.0,
-        "spooled": None,
+        "waiting": None,
         "step": None,
         **more,
     }
@@ -186,7 +186,7 @@ def test_what_is_shown_equals_what_was_logged(daemon: Make, tmp_path: Path) -> N
         assert records == {"site-1": 302, 'a "quoted"\\site': 22}
         assert shown("site_runs", site="site-1", state="ended") == 1
         assert shown("site_runs", site="site-1", state="active") == 0
-        assert shown("site_spooled_records", site="site-1") == 0
+        assert shown("site_waiting_records", site="site-1") == 0
         assert set(shown.labels("site_losses_total", "site").values()) == {0}
         assert f"telemetry at http://{at(served)}/metrics" in served.log
 
@@ -228,7 +228,7 @@ def test_counters_never_fall_though_only_the_latest_streams_and_some_sites_are_t
     monkeypatch.setattr(metrics, "MAX_SITES", 2)
     monkeypatch.setattr(telemetry, "FRESH", 0.0)
     now = facts(
-        sites=[run_of("c", last_seen=3.0), run_of("a", spooled=9, state="stale"), run_of("b")],
+        sites=[run_of("c", last_seen=3.0), run_of("a", waiting=9, state="stale"), run_of("b")],
         streams=[stream("c"), stream("a", 10), stream("b", 5)],
         losses=[{"reason": "x", "site": "d", "n": 7}],
     )
@@ -237,7 +237,7 @@ def test_counters_never_fall_though_only_the_latest_streams_and_some_sites_are_t
         assert shown("unlabelled", kind="site") == 1
         assert shown.labels("site_records_total", "site") == {"a": 10, "b": 5, "(others)": 1}
         assert shown.labels("site_losses_total", "site") == {"": 0, "a": 0, "b": 0, "(others)": 7}
-        assert shown("site_spooled_records", site="a") == 9
+        assert shown("site_waiting_records", site="a") == 9
         assert shown("site_runs", site="a", state="stale") == 1
         assert shown("site_runs", site="a", state="active") == 0
         # The first stream of `a` is no longer told of, another of it is; `d` is new.
