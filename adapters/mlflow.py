@@ -76,7 +76,8 @@ PART_AGE = 7 * 86400
 MAX_FACTS = 30
 
 _RUNNING = "RUNNING"
-_ENDED = {"failed": "FAILED", "killed": "KILLED", "finished": "FINISHED"}  # the worst first
+#: The worst first. MLflow knows none for "it is not known": a tag says so.
+_ENDED = {"failed": "FAILED", "killed": "KILLED", "left": "KILLED", "finished": "FINISHED"}
 _IDENTITY = ("id", "run", "site", "adapter")
 
 _IMAGE = re.compile(r"\.(png|jpe?g|gif|webp|bmp|tiff?)", re.IGNORECASE)

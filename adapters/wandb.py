@@ -58,7 +58,7 @@ __all__ = ["WandBAdapter"]
 #: W&B's limits: bins of a histogram, characters of a tag and of a project's name.
 MAX_BINS, MAX_TAG, MAX_PROJECT = 512, 64, 128
 
-EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255}
+EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255, "left": 255}
 #: Image formats that W&B shows; the file is kept as it is.
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "GIF": ".gif", "BMP": ".bmp"}
 

@@ -197,6 +197,7 @@ class Run:
         self._append(("start", facts, None, _now(), "run"))
         _live.add(self)
         _hook_exits()
+        _hook_end_of_child()
 
     def _start(self) -> None:
         """A new stream: spool, buffer and sender thread."""
@@ -501,10 +502,7 @@ class Run:
         with self._lock:
             if self._append == self._begin_in_child:
                 self._start()
-                if "multiprocessing" in sys.modules:  # such children skip atexit
-                    from multiprocessing import util
-
-                    util.Finalize(None, self.finish, exitpriority=100)
+                _hook_end_of_child()
         self._append(record)
 
 
@@ -563,6 +561,22 @@ def _hook_exits() -> None:
         and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     ):
         signal.signal(signal.SIGTERM, on_sigterm)
+
+
+#: The child of multiprocessing that ends its runs, by process ID.
+_hooked_child = 0
+
+
+def _hook_end_of_child() -> None:
+    """Children of multiprocessing skip atexit, and tell of an exception in their own way."""
+    global _hooked_child
+    processes = sys.modules.get("multiprocessing.process")
+    if processes is None or processes.parent_process() is None or _hooked_child == os.getpid():
+        return
+    from multiprocessing import util
+
+    _hooked_child = os.getpid()
+    util.Finalize(None, lambda: _finish_all(status_after(sys.exc_info()[1])), exitpriority=100)
 
 
 def _new_name() -> str:
