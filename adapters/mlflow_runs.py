@@ -34,7 +34,8 @@ MAX_RUNS = 1000
 PAGE = 1000
 
 RUNNING = "RUNNING"
-ENDED = {"failed": "FAILED", "killed": "KILLED", "finished": "FINISHED"}  # the worst first
+#: The worst first. MLflow knows none for "it is not known": a tag says so.
+ENDED = {"failed": "FAILED", "killed": "KILLED", "left": "KILLED", "finished": "FINISHED"}
 
 _PARENT = "mlflow.parentRunId"
 #: Logged by a writer: the run, of the same site, in which this one was begun.

@@ -338,12 +338,13 @@ def _announce(folder: Path, params: Sequence[Record], partly: Counter[str]) -> N
 
 
 def _session_end(status: str, wall_time: float) -> Any:
-    from tensorboardX.proto.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
+    from tensorboardX.proto.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS, STATUS_UNKNOWN
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
     from tensorboardX.proto.summary_pb2 import Summary
 
     data = HParamsPluginData()
-    data.session_end_info.status = STATUS_SUCCESS if status == "finished" else STATUS_FAILURE
+    known = {"finished": STATUS_SUCCESS, "left": STATUS_UNKNOWN}
+    data.session_end_info.status = known.get(status, STATUS_FAILURE)
     data.session_end_info.end_time_secs = wall_time
     metadata = _plugin("hparams", data.SerializeToString())
     return Summary.Value(tag="_hparams_/session_end_info", metadata=metadata)

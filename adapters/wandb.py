@@ -74,7 +74,7 @@ MAX_BINS, MAX_TAG, MAX_PROJECT, MAX_NAME = 512, 64, 128, 128
 #: Endings of texts that are pages, and no strings, though they were logged in a row.
 FORMATTED = (".html", ".md")
 
-EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255}
+EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255, "left": 255}
 #: Image formats that W&B shows; the file is kept as it is.
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "GIF": ".gif", "BMP": ".bmp"}
 

@@ -50,6 +50,8 @@ IDLE = 60.0
 RESUME_AGAIN = 1.0
 #: Streams of which is remembered when that was; and which writers are known.
 REMEMBERED, ROUTES = 10_000, 100_000
+#: The tag that tells of a run that went without a word what is known of its end.
+END_TAG = "zmqtrack.end"
 #: The log tells of writers that are mixed at most so often (seconds).
 TELL_AGAIN = 1.0
 #: What to do about them.
@@ -463,32 +465,40 @@ class Intake:
         By a start without facts, a moment after the end that we gave it.
         """
         state = self._journal.run_state(run)
-        if state == "killed":
+        if state in ("killed", "left"):
             after = max(clock, self.sites.last_clock(run)) + 0.001
-            body = wire.encode_body([Record("start", {}, None, after)])
-            self._append_own("run", _name(run), Header(b"", 0, run, 1), body, own=True)
-        if state in ("killed", "ended"):
+            self._say_of(run, "run", Record("start", {}, None, after))
+            self._say_of(run, "tag", Record(END_TAG, "none: it is back", None, after))
+        if state in ("killed", "left", "ended"):
             self._journal.set_run(run, "open")
             self.sites.hear(run)
 
     def end_the_silent(self, lease: float) -> None:
-        """Runs that nothing was heard of for ``lease`` seconds end as killed, until they are back.
+        """Runs that nothing was heard of for ``lease`` seconds end, until they are back.
 
-        Trackers learn it by a batch, of a stream that is ours, one for each run key. It ends at
+        Trackers learn it by batches, of a stream that is ours, one for each run key. It ends at
         its writer's own time, so that what that logs later lies behind the end.
         """
         for run, life in self.sites.silent(lease):
-            told = "run %s was silent for %g s: it ends as killed, until it is back"
-            log.warning(told, "/".join(run), lease)
-            self._end(run, life)
+            waiting = life.last_waiting
+            state = "left" if waiting == 0 else "killed"
+            log.warning(
+                "run %s was silent for %g s: it ends as %s, until it is back; %s",
+                "/".join(run), lease, state, _what_waits(waiting),
+            )  # fmt: skip
+            life.clock = life.clock or time.time()
+            told = f"{state}: silent for {lease:g} s, without saying how it ended; "
+            told += _what_waits(waiting)
+            self._say_of(run, "tag", Record(END_TAG, told, None, life.clock))
+            self._say_of(run, "run", Record("end", state, None, life.clock))
+            self._journal.set_run(run, state)
+            self.sites.end(run)
+            self.limits.end_run(run)
 
-    def _end(self, run: RunKey, life: Life) -> None:
-        life.clock = life.clock or time.time()
-        body = wire.encode_body([Record("end", "killed", None, life.clock)])
-        self._append_own("run", _name(run), Header(b"", 0, run, 1), body, own=True)
-        self._journal.set_run(run, "killed")
-        self.sites.end(run)
-        self.limits.end_run(run)
+    def _say_of(self, run: RunKey, data_type: str, record: Record) -> None:
+        """Journal what we ourselves have to say of a run."""
+        body = wire.encode_body([record])
+        self._append_own(data_type, _name(run), Header(b"", 0, run, 1), body, own=True)
 
     def own_stream(self, run: RunKey) -> bytes:
         """That of what we ourselves say of a run."""
@@ -505,6 +515,15 @@ class Intake:
         known = self._journal.stream(stream)
         header = header._replace(stream=stream, seq=(known.seq if known else 0) + 1)
         self._journal.append(data_type, header, body, time.time(), own=own)
+
+
+def _what_waits(records: int | None) -> str:
+    """At the writers of a run that went without a word, as far as that is known."""
+    if records is None:
+        return "what it had not sent yet is not known"
+    if records:
+        return f"{records} records waited at it when it was last heard of"
+    return "nothing waited at it when it was last heard of: it may have succeeded, or not"
 
 
 def _name(run: RunKey) -> bytes:

@@ -58,7 +58,7 @@ class Run(NamedTuple):
     of those that wrote at the same time and belong to different jobs; nearly always nothing.
     """
 
-    state: str = ""  # open, ended, killed; empty: nothing was taken of it
+    state: str = ""  # open, ended, left, killed; empty: nothing was taken of it
     records: int = 0
     step: int | None = None
     streams: int = 0
@@ -505,7 +505,7 @@ class Journal:
         return found, total
 
     def set_run(self, run: tuple[str, str, str], state: str) -> None:
-        """A run is ``open``, has ``ended`` or was ``killed``; it counts after :meth:`commit`."""
+        """As :class:`Run` has it; it counts after :meth:`commit`."""
         self._set_of_run(run, "state", state)
 
     def set_writers(self, run: tuple[str, str, str], writers: bytes) -> None:

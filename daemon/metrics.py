@@ -30,7 +30,7 @@ REMEMBERED_STREAMS = 100_000
 ADAPTER_STATES = (
     "starting", "running", "retrying", "blocked", "ended", "away", "removed", "other"
 )  # fmt: skip
-RUN_STATES = ("active", "stale", "ended", "killed")
+RUN_STATES = ("active", "stale", "ended", "left", "killed")
 #: Shown before they happen, so that an alert sees the first one too.
 REFUSALS = ("disk_full", "no_room", "over_rate", "stream_conflict")
 #: Counters of an adapter that have metrics of their own.
@@ -67,6 +67,7 @@ _FAMILIES: tuple[tuple[Any, str, str, tuple[str, ...]], ...] = (
     (_COUNTER, "zmqtrack_adapter_restarts_total", "Its process was restarted.", ("adapter",)),
     (_COUNTER, "zmqtrack_adapter_notes_total", "Its own counters.", ("adapter", "reason")),
     (_GAUGE, "zmqtrack_site_runs", "Its runs, by state.", ("site", "state")),
+    (_GAUGE, "zmqtrack_site_mixed_runs", "Its runs that several jobs wrote to.", ("site",)),
     (_GAUGE, "zmqtrack_site_waiting_records", "Records waiting at its writers.", ("site",)),
     (_GAUGE, "zmqtrack_site_last_seen_timestamp_seconds", "Last heard of.", ("site",)),
     (_COUNTER, "zmqtrack_site_records_total", "Records that were journalled.", ("site",)),
@@ -207,6 +208,7 @@ class Metrics(Collector):
     def _add_sites(self, families: dict[str, Any], facts: dict[str, Any]) -> None:
         states: collections.Counter[tuple[str, str]] = collections.Counter()
         waiting: collections.Counter[str] = collections.Counter()
+        mixed: collections.Counter[str] = collections.Counter()
         seen: dict[str, float] = {}
         unlabelled = set()
         # Those that were heard of last come first, if there are too many.
@@ -214,12 +216,14 @@ class Metrics(Collector):
             label = self._sites(run["site"])
             states[label, run["state"]] += 1
             waiting[label] += run["waiting"] or 0
+            mixed[label] += bool(run["writers"])
             seen[label] = max(seen.get(label, 0.0), run["last_seen"])
             if label == OTHERS:
                 unlabelled.add(run["site"])
         for label, when in seen.items():
             for state in RUN_STATES:
                 families["zmqtrack_site_runs"].add_metric((label, state), states[label, state])
+            families["zmqtrack_site_mixed_runs"].add_metric((label,), mixed[label])
             families["zmqtrack_site_waiting_records"].add_metric((label,), waiting[label])
             families["zmqtrack_site_last_seen_timestamp_seconds"].add_metric((label,), when)
         families["zmqtrack_unlabelled"].add_metric(("site",), len(unlabelled))

@@ -1,4 +1,4 @@
-"""Who is alive: each run of a site is active, stale, ended, or killed after its lease.
+"""Who is alive: each run of a site is active, stale, ended, or left or killed after its lease.
 
 Wall clocks do not matter here: silence is measured by the daemon's own monotonic clock, and a
 run that ends for its silence ends at the time that its writer said last.
@@ -6,6 +6,7 @@ run that ends for its silence ends at the time that its writer said last.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -103,6 +104,11 @@ class Life:
         for other in self.families:
             if other.first > family.first:
                 family.mixed = other.mixed = True
+
+    @property
+    def last_waiting(self) -> int | None:
+        """Records that waited at all writers when each was last heard of; None: none has said."""
+        return self.waiting(-math.inf)
 
     def waiting(self, since: float) -> int | None:
         """Records that wait at the writers that have beaten ``since`` then; None: none has."""

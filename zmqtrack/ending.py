@@ -25,7 +25,15 @@ from .sender import running
 if TYPE_CHECKING:
     from .run import Run
 
-__all__ = ["after_fork", "await_death", "end_with_thread", "hook_exits", "live", "status_after"]
+__all__ = [
+    "after_fork",
+    "await_death",
+    "end_with_thread",
+    "hook_end_of_child",
+    "hook_exits",
+    "live",
+    "status_after",
+]
 
 #: Runs to be finished at exit. Strong references: a run that the program forgot is still sent.
 live: set[Run] = set()
@@ -35,6 +43,7 @@ GRACE = 5.0
 
 _status = "finished"
 _hooked = False
+_hooked_child = 0  # the child of multiprocessing that ends its runs, by process ID
 _process = os.getpid()
 _signal: int | None = None  # that which is ending this process
 _gone_by = 0.0  # monotonic; when it has ended it at the latest
@@ -151,6 +160,18 @@ def hook_exits() -> None:
         and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     ):
         signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def hook_end_of_child() -> None:
+    """Children of multiprocessing skip atexit, and tell of an exception in their own way."""
+    global _hooked_child
+    processes = sys.modules.get("multiprocessing.process")
+    if processes is None or processes.parent_process() is None or _hooked_child == os.getpid():
+        return
+    from multiprocessing import util
+
+    _hooked_child = os.getpid()
+    util.Finalize(None, lambda: _finish_all(status_after(sys.exc_info()[1])), exitpriority=100)
 
 
 def after_fork() -> None:

@@ -5,7 +5,7 @@ What ``value`` is, by data type:
 =========== ==================================================================
 run         key ``start``: dict of facts about the process, empty where a run
             that was taken for dead goes on; key ``end``: the status, one of
-            :data:`STATUSES`
+            :data:`ENDS`
 metric      float
 param       anything that msgpack carries: str, number, bool, None, list, dict
 tag         str
@@ -46,6 +46,7 @@ from typing import Any, ClassVar, NamedTuple
 
 __all__ = [
     "CUT",
+    "ENDS",
     "NOT_CARRIED",
     "PIECES",
     "RESERVED",
@@ -87,8 +88,11 @@ CUT = "/pieces"
 #: For :func:`check_values`: what the values of pieces are.
 PIECES = "pieces/"
 
-#: How a run ends.
+#: How a run ends, as its writer says.
 STATUSES = ("finished", "failed", "killed")
+#: And as the daemon says of one that went without a word: ``killed``, or ``left`` where nothing
+#: waited at it when it was last heard of, so that it may as well have succeeded.
+ENDS = (*STATUSES, "left")
 
 #: Longest name of an experiment, run, site or key, in UTF-8 bytes.
 MAX_NAME = 250
@@ -343,7 +347,7 @@ def check_values(data_type: str, values: list[Any], keys: list[str] | None = Non
             raise TypeError("a count of lost records that is negative or too great")
     elif data_type == "run":
         for key, value in zip(keys or (), values, strict=False):
-            if not (type(value) is dict if key == "start" else key == "end" and value in STATUSES):
+            if not (type(value) is dict if key == "start" else key == "end" and value in ENDS):
                 raise TypeError(f"a run record {key!r:.40} that is no start and no end")
 
 

@@ -22,7 +22,7 @@ import msgpack
 
 from . import fork, keys, wire  # noqa: F401 -- fork: for what it arranges
 from .control import DEFAULT_ADDRESS, check_address
-from .ending import await_death, end_with_thread, hook_exits, live, status_after
+from .ending import await_death, end_with_thread, hook_end_of_child, hook_exits, live, status_after
 from .errors import RunFinished
 from .facts import about_process
 from .histogram import summarise
@@ -236,6 +236,7 @@ class Run:
         live.add(self)
         hook_exits()
         end_with_thread(self)
+        hook_end_of_child()
 
     def _start(self) -> None:
         """A new stream: a spool, and the sender thread that empties the buffer into it.
@@ -697,10 +698,8 @@ class Run:
                     if self._state is State.BEGINNING:
                         self._state = before
                     raise
-                if before is State.UNBORN and "multiprocessing" in sys.modules:  # they skip atexit
-                    from multiprocessing import util
-
-                    util.Finalize(None, self.finish, exitpriority=100)
+                if before is State.UNBORN:
+                    hook_end_of_child()
             if self._state is State.BEGINNING:  # this call came in between, in the same thread
                 self._buffer.append(record)
                 return

@@ -10,10 +10,22 @@ __all__ = ["Finding", "mixed_writers", "of_adapters", "of_daemon", "of_trackers"
 
 #: An adapter says something each 5 s, unless a delivery takes longer.
 SILENT = 60.0
-#: It is told for so long (seconds) that the points of several jobs are mixed in a run.
-MIXED_TOLD = 86_400.0
+#: It is told of runs for so long (seconds) after they were heard of last.
+TOLD = 86_400.0
 #: Most such runs that are named one by one.
 NAMED = 5
+
+
+#: How runs end that went without a word, by state; and what to do.
+_SILENT_ENDS = {
+    "left": "went without saying how it ended, and nothing waited at it when it was last heard of",
+    "killed": "went without saying how it ended, and more may wait at it",
+}
+_SILENT_ADVICE = {
+    "left": "It may have succeeded: call finish() before a process leaves by os._exit, or is ended",
+    "killed": "Look at its machine: `zmqtrack spool list` there shows what waits, and `zmqtrack "
+    "spool send` sends it",
+}
 
 
 class Finding(NamedTuple):
@@ -103,10 +115,24 @@ def of_daemon(status: dict[str, Any]) -> Iterator[Finding]:
             f"calls that have no tracker-neutral form, which is no loss: "
             f"{_sums(status['not_carried'])}",
         )
+    for state, what in _SILENT_ENDS.items():
+        if names := _ended_as(status, state):
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            detail = f"{what}: {', '.join(names[:NAMED])}{more}"
+            yield Finding("ends", state, detail, _SILENT_ADVICE[state], warning=True)
     mixed = mixed_writers(status)
     for detail, advice in mixed[:NAMED]:
         more = f"; and {len(mixed) - NAMED} more such runs" if len(mixed) > NAMED else ""
         yield Finding("writers", "mixed_writers", detail + more, advice, warning=True)
+
+
+def _ended_as(status: dict[str, Any], state: str) -> list[str]:
+    """Runs that ended so in the last day, the latest first."""
+    return [
+        "/".join((site["experiment"], site["run"], site["site"]))
+        for site in reversed(status["sites"])
+        if site["state"] == state and status["now"] - site["last_seen"] < TOLD
+    ]
 
 
 def _sums(counts: list[dict[str, Any]]) -> str:
@@ -127,7 +153,7 @@ def mixed_writers(status: dict[str, Any]) -> list[tuple[str, str]]:
     advice = f"Give each its own {apart}; if they are one job, the same ZMQTRACK_JOB"
     found = []
     for site in reversed(status["sites"]):
-        if site["writers"] and status["now"] - site["last_seen"] < MIXED_TOLD:
+        if site["writers"] and status["now"] - site["last_seen"] < TOLD:
             names = [f"process {each['pid']} on {each['host']}" for each in site["writers"]]
             run = "/".join((site["experiment"], site["run"], site["site"]))
             detail = (

@@ -459,8 +459,8 @@ class Launch:
         if names:
             fact(f"{facts['records']:,} records of {', '.join(names[:3])}{' …' * bool(names[3:])}")
             for name, run in zip(names, facts["runs"], strict=True):
-                if run["state"] == "killed":
-                    fact(f"{name} ended without saying so: it is shown as killed")
+                if run["state"] in ("killed", "left"):
+                    fact(f"{name} ended without saying so: it is shown as {run['state']}")
         elif facts["exit_code"]:
             fact("nothing was logged")
         else:

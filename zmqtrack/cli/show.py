@@ -37,7 +37,7 @@ console = Console(highlight=False, markup=False, width=WIDE)
 
 #: Colours by the state of an adapter; of a site. All others are red.
 COLOURS = {"running": "green", "starting": "yellow", "retrying": "yellow", "removed": "dim"}
-SITE_COLOURS = {"active": "green", "stale": "yellow", "ended": "dim"}
+SITE_COLOURS = {"active": "green", "stale": "yellow", "left": "", "ended": "dim"}
 
 
 def clean(facts: Any) -> Any:
