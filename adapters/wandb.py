@@ -300,7 +300,6 @@ class WandBAdapter(Adapter):
         if batch.type == "metric":
             if record.step is not None or not record.key.startswith("summary/"):
                 return column, record.value
-            run.summarise(record.key, record.value)
             return "zmqtrack/summary", {record.key.removeprefix("summary/"): record.value}
         if batch.type == "text" and batch.header.rows and not record.key.endswith(FORMATTED):
             return column, record.value
@@ -358,7 +357,7 @@ class WandBAdapter(Adapter):
                 run.define(key.removeprefix(DEFINE), facts)
                 return True
         elif key.startswith("summary/"):
-            run.summarise(key, value)
+            run.summarise(key.removeprefix("summary/"), value)
         elif key in _OWN:
             run.describe(key, value)
         return False

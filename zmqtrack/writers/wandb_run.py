@@ -186,6 +186,8 @@ class WandBWriter:
             "tags": ", ".join(map(str, self._tags)),
             "notes": notes,
             "job_type": job_type,
+            # Where the site is only this host, W&B's page shows the run under its own name.
+            "display_name": name if key.run == name and key.site == socket.gethostname() else None,
         }
         self.zmq_run.set_tags({label: value for label, value in labels.items() if value})
         for option, value in (
@@ -480,6 +482,16 @@ class WandBWriter:
     def config(self, items: Any) -> None:
         self._config.update(items)
 
+    @property
+    def config_static(self) -> dict[str, Any]:
+        """A copy of the config."""
+        return self._config.as_dict()
+
+    @property
+    def sync_dir(self) -> str:
+        """The folder that :attr:`dir` is in."""
+        return str(Path(self.dir).parent)
+
     def project_name(self) -> str:
         return self.project
 
@@ -660,6 +672,11 @@ class WandBWriter:
         self.zmq_run.log_line(
             f"{getattr(level, 'value', level) or 'INFO'} {title}: {text}", "alert"
         )
+
+    def write_logs(self, text: str) -> None:
+        """Log a line of output."""
+        if not self.zmq_run._finished:
+            self.zmq_run.log_line(str(text))
 
     def log_code(self, *args: Any, **kwargs: Any) -> None:
         """Not carried."""
