@@ -172,7 +172,7 @@ class WandBAdapter(Adapter):
             for run in list(self._runs.values()):
                 ended = run.memo["exit"] is not None
                 if ended and run.rows:  # late records of an ended run: nobody will add to them
-                    run.publish(run.rows.take())
+                    self._publish(run, run.rows.take())
                 if run.changed:
                     run.open(self._init)
                 run.settle()
@@ -260,7 +260,7 @@ class WandBAdapter(Adapter):
                         facts = {**batch.run._asdict(), "start": _plain(record.value)}
                         run.configure({"zmqtrack": facts})
                 elif record.key == "end":
-                    run.publish(run.rows.take())
+                    self._publish(run, run.rows.take())
                     run.memo["exit"] = EXIT_CODES.get(record.value, 1)
                     self._announce(run, batch.part(place, place + 1))
         elif batch.type in ("artifact", "log"):
@@ -287,7 +287,12 @@ class WandBAdapter(Adapter):
             row.add(column, value, record.step, on_axis)
             row.note(batch, place)
             run.held.add(name)
-        run.publish(rows.take(batch if batch.header.rows else None))
+        self._publish(run, rows.take(batch if batch.header.rows else None))
+
+    def _publish(self, run: Run, rows: list[Row]) -> None:
+        if rows:
+            run.open(self._init)
+            run.publish(rows)
 
     def _cell(self, run: Run, batch: Batch, record: Record) -> tuple[str, Any]:
         """The record's column, and what stands in it; None: W&B cannot show it."""
@@ -295,7 +300,6 @@ class WandBAdapter(Adapter):
         if batch.type == "metric":
             if record.step is not None or not record.key.startswith("summary/"):
                 return column, record.value
-            run.summarise(record.key, record.value)
             return "zmqtrack/summary", {record.key.removeprefix("summary/"): record.value}
         if batch.type == "text" and batch.header.rows and not record.key.endswith(FORMATTED):
             return column, record.value
@@ -310,11 +314,10 @@ class WandBAdapter(Adapter):
         for place, record in enumerate(batch, batch.first):
             if f"{stream}{place}" in run.held:
                 continue
-            run.open(self._init)
             row = Row(batch.header.stream.hex(), record.time, step=record.step, stepped=True)
             row.columns[f"zmqtrack/{kind}"] = record.value if kind == "end" else record.key
             row.note(batch, place)
-            run.publish([row])
+            self._publish(run, [row])
             self._announced(run, batch, record)
             run.held.update(row.names())
 
@@ -354,7 +357,7 @@ class WandBAdapter(Adapter):
                 run.define(key.removeprefix(DEFINE), facts)
                 return True
         elif key.startswith("summary/"):
-            run.summarise(key, value)
+            run.summarise(key.removeprefix("summary/"), value)
         elif key in _OWN:
             run.describe(key, value)
         return False

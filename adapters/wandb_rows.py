@@ -104,6 +104,8 @@ class Rows:
     def take(self, batch: Batch | None = None) -> list[Row]:
         """The rows that go no further than ``batch``; without one: all."""
         ends = batch.header.rows if batch is not None else 0
+        if batch is not None and self._last_seq(batch.header.stream) > batch.header.seq:
+            return []  # it came again, and says nothing of later ones
         if ends == ROWS_GO_ON:
             self._parted = True
             return []
@@ -115,6 +117,10 @@ class Rows:
         rows = rows[: len(rows) - len(left)]
         self._rows, self._latest = left, {(row.stream, row.time): row for row in left}
         return rows
+
+    def _last_seq(self, stream: bytes) -> int:
+        places = (row.places[-1][0] for row in self._rows if row.stream == stream.hex())
+        return max(places, default=0)
 
     def held(self) -> list[dict[str, Any]]:
         """What :class:`Rows` is made from again."""

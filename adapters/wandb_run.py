@@ -61,6 +61,7 @@ class Run:
         self.top = 0
         #: Something was told that W&B is to know, though nothing was logged.
         self.changed = False
+        self._untold: dict[str, str] = {}  # of the summary
         #: Records by kind that wandb was given, and that the ``.wandb`` file has.
         self.handed: Counter[str] = Counter()
         self._seen: Counter[str] = Counter()
@@ -122,8 +123,9 @@ class Run:
             self._define("*", {})
         for pattern, facts in self.memo["define"].items():
             self._define(pattern, facts)
-        if self.memo["summary"]:
-            self.wandb.summary.update(self.memo["summary"])
+        if self._untold:
+            self.wandb.summary.update(self._untold)
+            self._untold = {}
 
     # --- what is told of a run ------------------------------------------------------------
 
@@ -198,13 +200,13 @@ class Run:
             self.wandb.define_metric(pattern, overwrite=True, **own)
         self.handed["metric"] += 1
 
-    def summarise(self, key: str, value: Any) -> None:
-        """Set ``summary/KEY``: on disk no later than what is published next."""
-        key = key.removeprefix("summary/")
-        if key in self.memo["summary"] and self.memo["summary"][key] == value:
+    def summarise(self, key: str, value: str) -> None:
+        """Set an item of the summary, told by a tag."""
+        if self.memo["summary"].get(key) == value:
             return
         self.memo["summary"][key] = value
         if self.wandb is None:
+            self._untold[key] = value
             self.changed = True
         else:
             self.wandb.summary.update({key: value})
@@ -223,8 +225,12 @@ class Run:
 
     def publish(self, rows: Sequence[Row]) -> None:
         """Hand rows over, each with the next ``_step``."""
-        requests = []
+        requests: list[tuple[int, dict[str, Any]]] = []
         for row in rows:
+            if assigned := row.columns.get("zmqtrack/summary"):
+                self._publish(requests)  # else they would set the summary behind it
+                requests = []
+                self.wandb.summary.update(assigned)  # on disk no later than its row
             step = self.memo["step"]
             if row.whole and row.step is not None and step < row.step < MAX_OWN_STEP:
                 step = row.step
@@ -233,14 +239,13 @@ class Run:
             if row.step is not None:
                 columns["zmqtrack/step"] = row.step
             requests.append((step, columns))
-        if requests:
-            self.handed["history"] += len(requests)
-            self._publish(requests)
+        self._publish(requests)
 
     def _publish(self, rows: Sequence[tuple[int, dict[str, Any]]]) -> None:
         """What ``run.log`` does for each row, without its change of thread: 6 times faster."""
         from wandb.proto import wandb_internal_pb2, wandb_server_pb2
 
+        self.handed["history"] += len(rows)
         run, requests = self.wandb, []
         try:
             interface = run._interface

@@ -228,7 +228,7 @@ def _kind(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     if annotation in PLAIN:
         return PLAIN[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
+    if origin is Annotated:  # what is checked beside the kind stands in the description
         return _kind(arguments[0])
     if origin in (Union, UnionType):
         return " or ".join(_kind(one) for one in arguments if one is not NoneType)

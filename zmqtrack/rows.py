@@ -30,17 +30,15 @@ class Rows:
     """A run's rows, as its writer tells them to its sender; a row is named by its time.
 
     ``together``: records of one time are a row. A row that is appended at once needs no more. Of
-    another the writer calls :meth:`begin` before its first record, and :meth:`end` after its last.
+    another the writer appends to ``begun`` before its first record, and calls :meth:`end` after
+    its last.
     """
 
     def __init__(self) -> None:
         self.together = False
-        self._begun: collections.deque[float] = collections.deque()
+        self.begun: collections.deque[float] = collections.deque()
         self._ended: float | None = None
         self._whole: float | None = None  # the row that had ended when the sender began to take
-
-    def begin(self, when: float) -> None:
-        self._begun.append(when)
 
     def end(self, when: float) -> None:
         self._ended = when
@@ -68,10 +66,10 @@ class Rows:
         marks = [0] * len(parts)
         if not self.together:
             return marks
-        begun = [self._begun.popleft() for _ in range(len(self._begun))]
+        begun = [self.begun.popleft() for _ in range(len(self.begun))]
         if self._whole in begun:
             del begun[: begun.index(self._whole) + 1]
-        self._begun.extendleft(reversed(begun))
+        self.begun.extendleft(reversed(begun))
         places = [place for place, (data_type, _) in enumerate(parts) if data_type in IN_ROWS]
         reach, seen = -1, set[float]()  # the last batch that goes on with a row of an earlier one
         for place in places if len(places) > 1 else ():

@@ -528,7 +528,9 @@ class Run:
 
     def _append_row(self, entries: list[Entry]) -> None:
         """Append metrics that have been checked: at once, so that no batch ends among them."""
-        if self._append == self._buffer.append:
+        if len(entries) == 1:
+            self._append(entries[0])
+        elif self._append == self._buffer.append:
             self._buffer.extend(entries)
         else:
             for entry in entries:

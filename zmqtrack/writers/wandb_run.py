@@ -34,6 +34,9 @@ __all__ = ["Metric", "WandBWriter"]
 
 _now = time.time
 
+#: Greatest integer up to which all are floats.
+MAX_EXACT = 1 << 53
+
 #: Ways to sum up a metric that ``define_metric`` takes.
 _SUMMARIES = frozenset({"min", "max", "mean", "last", "copy", "none", "first", "best"})
 
@@ -173,14 +176,18 @@ class WandBWriter:
         self._last = self.summary._items
         self._keys = self.zmq_run._keys
         self._append_row = self.zmq_run._append_row
+        self._begin_row = self.zmq_run.rows.begun.append
         self._open: float | None = None  # the time of the row that the next call adds to
-        self._axes: Axes | None = None
+        self._defined = Axes()
+        self._axes: Axes | None = None  # the same, once a metric has an axis
         labels = {
             "entity": entity,
             "id": id if id and id not in key else None,
             "tags": ", ".join(map(str, self._tags)),
             "notes": notes,
             "job_type": job_type,
+            # Where the site is only this host, W&B's page shows the run under its own name.
+            "display_name": name if key.run == name and key.site == socket.gethostname() else None,
         }
         self.zmq_run.set_tags({label: value for label, value in labels.items() if value})
         for option, value in (
@@ -232,22 +239,22 @@ class WandBWriter:
             row = _as_step("log", step) if step.__class__ is not int else step
             if row != self.step:
                 when = None
-            if row > self.step:
-                self._end_row()
-                self.step = row
+                if row > self.step:
+                    if self._open is not None:
+                        self._end_row()
+                    self.step = row
         if when is None:
             when = _now()
-        ends = commit or (commit is None and step is None)
         entries: list[Entry] = []
-        others: list[tuple[str, Any]] = []
+        others: list[tuple[str, Any]] | None = None
         for key, value in data.items():
             kind = value.__class__
             if kind is float:
                 number = value
-            elif kind is int and -(1 << 53) <= value <= 1 << 53:
+            elif kind is int and -MAX_EXACT <= value <= MAX_EXACT:
                 number = float(value)
             elif isinstance(key, str):
-                others.append((key, value))
+                others = [*(others or ()), (key, value)]
                 continue
             else:
                 raise _no_string(key)
@@ -255,40 +262,54 @@ class WandBWriter:
                 continue
             self._last[key] = value
             entries.append((key, number, row, when, "metric"))
-        if others or not ends or self._open is not None or self._axes:
-            self._log_slowly(entries, others, row, when, bool(ends))
-        elif entries:
-            self._append_row(entries)
-        if ends:
-            self.step += 1
+        ends = step is None if commit is None else commit
+        if others is None and self._axes is None and entries:  # the usual case
+            if ends and self._open is None:
+                self._append_row(entries)
+                self.step += 1
+                return
+            if not ends and row == self.step:
+                if self._open is None:
+                    self._open = when
+                    self._begin_row(when)
+                self._append_row(entries)
+                return
+        self._log_parted(entries, others or [], row, when, bool(ends))
 
-    def _log_slowly(
+    def _log_parted(
         self,
-        entries: list[Entry],
+        numbers: list[Entry],
         others: list[tuple[str, Any]],
         row: int,
         when: float,
         ends: bool,
     ) -> None:
-        """A row that is not there at once: the sender must know where it begins and ends."""
-        numbers, media = list(entries), list[tuple[str, Any]]()
-        for key, value in others:
-            self._sort(key, value, row, when, numbers, media)
-        rows = self.zmq_run.rows
+        """A row that is not appended at once: the sender must know where it begins and ends."""
         if when != self._open:
-            rows.begin(when)
-        if numbers:
-            self._append_row([self._on_axis(entry) for entry in numbers])
+            self._begin_row(when)
         try:
-            for key, value in media:
-                self._log_value(key, value, self._step_of(key, row), when)
+            self._log_others(numbers, others, row, when)
         finally:
             if row != self.step:  # it goes back: a row of its own
-                rows.end(when)
+                self.zmq_run.rows.end(when)
             else:
                 self._open = when
             if ends:
                 self._end_row()
+        if ends:
+            self.step += 1
+
+    def _log_others(
+        self, numbers: list[Entry], others: list[tuple[str, Any]], row: int, when: float
+    ) -> None:
+        """Log what is no plain number, behind the numbers: they may be its axes."""
+        media = list[tuple[str, Any]]()
+        for key, value in others:
+            self._sort(key, value, row, when, numbers, media)
+        if numbers:
+            self._append_row([self._on_axis(entry) for entry in numbers])
+        for key, value in media:
+            self._log_value(key, value, self._step_of(key, row), when)
 
     def _end_row(self) -> None:
         if self._open is not None:
@@ -408,8 +429,8 @@ class WandBWriter:
         facts = {fact: value for fact, value in facts.items() if value is not None}
         if pattern := carried_key(self.zmq_run, f"{DEFINE}{name}"):
             self.zmq_run.set_tag(pattern, json.dumps(facts))
-        self._axes = self._axes or Axes()
-        self._axes.define(name, step_metric)
+        self._defined.define(name, step_metric)
+        self._axes = self._defined or None
         return Metric(name, **facts)
 
     def _step_of(self, key: str, row: int) -> int:
@@ -460,6 +481,16 @@ class WandBWriter:
     @config.setter
     def config(self, items: Any) -> None:
         self._config.update(items)
+
+    @property
+    def config_static(self) -> dict[str, Any]:
+        """A copy of the config."""
+        return self._config.as_dict()
+
+    @property
+    def sync_dir(self) -> str:
+        """The folder that :attr:`dir` is in."""
+        return str(Path(self.dir).parent)
 
     def project_name(self) -> str:
         return self.project
@@ -641,6 +672,11 @@ class WandBWriter:
         self.zmq_run.log_line(
             f"{getattr(level, 'value', level) or 'INFO'} {title}: {text}", "alert"
         )
+
+    def write_logs(self, text: str) -> None:
+        """Log a line of output."""
+        if not self.zmq_run.finished:
+            self.zmq_run.log_line(str(text))
 
     def log_code(self, *args: Any, **kwargs: Any) -> None:
         """Not carried."""
