@@ -118,7 +118,7 @@ def test_matplotlib_figures_are_rendered() -> None:
     [
         (np.zeros(3), None, r"shape \(3,\).*expected 2 axes"),
         (np.zeros((2, 5, 5)), None, "neither the last nor the first"),
-        (np.zeros((2, 5, 5)), "CHW", r"2 channels; expected 1 \(grey\)"),
+        (np.zeros((5, 5, 5)), "CHW", r"5 channels; expected 1 \(grey\)"),
         (np.zeros((5, 5)), "CHW", "has not the 3 axes of dataformats 'CHW'"),
         (np.zeros((5, 5, 3)), "HXC", "'HXC': expected H and W"),
         (np.zeros((5, 0)), None, "is empty"),
