@@ -78,6 +78,7 @@ class TensorBoardAdapter(Adapter):
     def __init__(self, options: TensorBoardOptions, context: Context) -> None:
         super().__init__(options, context)
         self._root = options.logdir.expanduser().absolute()
+        self._depth = len(self._root.parts) + len(RunKey._fields)
         self._ledger = Ledger(context.state_dir, context.log)
         self._files: OrderedDict[tuple[RunKey, str], Path] = OrderedDict()
 
@@ -102,7 +103,8 @@ class TensorBoardAdapter(Adapter):
                 if batch.type == "run" and any(record.key == "end" for record in batch):
                     self._end(batch.run)
             for folder, records in params.items():
-                _announce(folder, records, partly)
+                # A trial has ended when it is told; a run tells its end by itself.
+                _announce(folder, records, partly, ended=len(folder.parts) > self._depth)
             self._ledger.append(pieces)
         except BaseException:
             self._files.clear()  # what was cut is never appended to
@@ -303,8 +305,8 @@ def _show(value: Any) -> str:
 # --- hparams -----------------------------------------------------------------------------
 
 
-def _announce(folder: Path, params: Sequence[Record], partly: Counter[str]) -> None:
-    """Add parameters to those that the HPARAMS tab shows of a run."""
+def _announce(folder: Path, params: Sequence[Record], partly: Counter[str], *, ended: bool) -> None:
+    """Add parameters to those that the HPARAMS tab shows of a run, or of a trial in it."""
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
@@ -313,7 +315,7 @@ def _announce(folder: Path, params: Sequence[Record], partly: Counter[str]) -> N
     with disk(path):
         known = path.read_bytes() if path.exists() else b""
     for frame in _unframe(known):
-        for value in Event.FromString(frame).summary.value:
+        for value in Event.FromString(frame).summary.value[:1]:
             data.ParseFromString(value.metadata.plugin_data.content)
     info = data.session_start_info
     info.start_time_secs = info.start_time_secs or params[0].time
@@ -331,6 +333,8 @@ def _announce(folder: Path, params: Sequence[Record], partly: Counter[str]) -> N
         tag="_hparams_/session_start_info",
         metadata=_plugin("hparams", data.SerializeToString(deterministic=True)),
     )
+    if ended:
+        event.summary.value.append(_session_end("finished", params[-1].time))
     content = bytes(_header(event.wall_time)) + _frame(event.SerializeToString())
     if content != known:
         with disk(path):
