@@ -1,4 +1,4 @@
-"""TensorBoard: event files in ``LOGDIR/EXPERIMENT/RUN/SITE/``.
+"""TensorBoard: event files in ``LOGDIR/EXPERIMENT/RUN/SITE/``, or as ``path`` has it.
 
 The files are written here and not by a SummaryWriter: each event has the writer's own
 wall time and step, and what was in doubt after a crash can be cut. A file that was cut
@@ -21,6 +21,7 @@ stand in a file of their own that sorts before the others and is replaced when t
 from __future__ import annotations
 
 import json
+import re
 import struct
 import time
 from collections import Counter, OrderedDict
@@ -32,7 +33,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from zmqtrack.records import LineKey, PairKey, Record, RunKey
 from zmqtrack.wire import Batch
@@ -61,12 +62,36 @@ FLOAT32_MAX = 3.4028234663852886e38
 _CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "F": 1, "LA": 2, "RGBA": 4, "CMYK": 4}
 
 _KEY = itemgetter(0)
+#: A name of the run key in ``path``.
+_NAME = re.compile(r"\{(experiment|run|site)\}")
 
 
 class TensorBoardOptions(Options):
     logdir: Path = Field(
         description="The folder, in which it makes EXPERIMENT/RUN/SITE with event files."
     )
+    path: str = Field(
+        default="{experiment}/{run}/{site}",
+        description="Where below logdir the event files of a run at a site stand, say "
+        "`{site}/{experiment}/run_{run}`: folders, in each of them one of the three names at "
+        "most, and all three somewhere.",
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _names_each_run(cls, path: str) -> str:
+        """What two runs share they would mix in."""
+        parts = path.split("/")
+        if (
+            sorted(_NAME.findall(path)) != sorted(RunKey._fields)
+            or any(len(_NAME.findall(part)) > 1 or not part for part in parts)
+            or set(_NAME.sub("", path)) & set("{}")
+        ):
+            raise ValueError(
+                "expected folders with {experiment}, {run} and {site} once each, and no two of "
+                "them in one folder, for instance {experiment}/{run}/{site}"
+            )
+        return path
 
 
 class TensorBoardAdapter(Adapter):
@@ -78,7 +103,8 @@ class TensorBoardAdapter(Adapter):
     def __init__(self, options: TensorBoardOptions, context: Context) -> None:
         super().__init__(options, context)
         self._root = options.logdir.expanduser().absolute()
-        self._depth = len(self._root.parts) + len(RunKey._fields)
+        self._parts = options.path.split("/")
+        self._depth = len(self._root.parts) + len(self._parts)
         self._ledger = Ledger(context.state_dir, context.log)
         self._files: OrderedDict[tuple[RunKey, str], Path] = OrderedDict()
 
@@ -128,7 +154,8 @@ class TensorBoardAdapter(Adapter):
         folder = self._root
         with disk(folder):
             make_folder(folder)
-            for name in run:
+            for part in self._parts:
+                name = _NAME.sub(lambda found: getattr(run, found[1]), part)
                 folder /= own_entry(folder, name, make_folder, spell=_no_file)
         return folder
 
