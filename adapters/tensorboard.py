@@ -1,4 +1,4 @@
-"""TensorBoard: event files in ``LOGDIR/EXPERIMENT/RUN/SITE/``.
+"""TensorBoard: event files in ``LOGDIR/EXPERIMENT/RUN/SITE/``, or as ``path`` has it.
 
 The files are written here and not by a SummaryWriter: each event has the writer's own
 wall time and step, and what was in doubt after a crash can be cut. A file that was cut
@@ -21,6 +21,7 @@ stand in a file of their own that sorts before the others and is replaced when t
 from __future__ import annotations
 
 import json
+import re
 import struct
 import time
 from collections import Counter, OrderedDict
@@ -32,7 +33,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from zmqtrack.records import LineKey, PairKey, Record, RunKey
 from zmqtrack.wire import Batch
@@ -61,12 +62,36 @@ FLOAT32_MAX = 3.4028234663852886e38
 _CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "F": 1, "LA": 2, "RGBA": 4, "CMYK": 4}
 
 _KEY = itemgetter(0)
+#: A name of the run key in ``path``.
+_NAME = re.compile(r"\{(experiment|run|site)\}")
 
 
 class TensorBoardOptions(Options):
     logdir: Path = Field(
         description="The folder, in which it makes EXPERIMENT/RUN/SITE with event files."
     )
+    path: str = Field(
+        default="{experiment}/{run}/{site}",
+        description="Where below logdir the event files of a run at a site stand, say "
+        "`{site}/{experiment}/run_{run}`: folders, in each of them one of the three names at "
+        "most, and all three somewhere.",
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _names_each_run(cls, path: str) -> str:
+        """What two runs share they would mix in."""
+        parts = path.split("/")
+        if (
+            sorted(_NAME.findall(path)) != sorted(RunKey._fields)
+            or any(len(_NAME.findall(part)) > 1 or not part for part in parts)
+            or set(_NAME.sub("", path)) & set("{}")
+        ):
+            raise ValueError(
+                "expected folders with {experiment}, {run} and {site} once each, and no two of "
+                "them in one folder, for instance {experiment}/{run}/{site}"
+            )
+        return path
 
 
 class TensorBoardAdapter(Adapter):
@@ -78,6 +103,8 @@ class TensorBoardAdapter(Adapter):
     def __init__(self, options: TensorBoardOptions, context: Context) -> None:
         super().__init__(options, context)
         self._root = options.logdir.expanduser().absolute()
+        self._parts = options.path.split("/")
+        self._depth = len(self._root.parts) + len(self._parts)
         self._ledger = Ledger(context.state_dir, context.log)
         self._files: OrderedDict[tuple[RunKey, str], Path] = OrderedDict()
 
@@ -102,7 +129,8 @@ class TensorBoardAdapter(Adapter):
                 if batch.type == "run" and any(record.key == "end" for record in batch):
                     self._end(batch.run)
             for folder, records in params.items():
-                _announce(folder, records, partly)
+                # A trial has ended when it is told; a run tells its end by itself.
+                _announce(folder, records, partly, ended=len(folder.parts) > self._depth)
             self._ledger.append(pieces)
         except BaseException:
             self._files.clear()  # what was cut is never appended to
@@ -126,7 +154,8 @@ class TensorBoardAdapter(Adapter):
         folder = self._root
         with disk(folder):
             make_folder(folder)
-            for name in run:
+            for part in self._parts:
+                name = _NAME.sub(lambda found: getattr(run, found[1]), part)
                 folder /= own_entry(folder, name, make_folder, spell=_no_file)
         return folder
 
@@ -303,8 +332,8 @@ def _show(value: Any) -> str:
 # --- hparams -----------------------------------------------------------------------------
 
 
-def _announce(folder: Path, params: Sequence[Record], partly: Counter[str]) -> None:
-    """Add parameters to those that the HPARAMS tab shows of a run."""
+def _announce(folder: Path, params: Sequence[Record], partly: Counter[str], *, ended: bool) -> None:
+    """Add parameters to those that the HPARAMS tab shows of a run, or of a trial in it."""
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
@@ -313,7 +342,7 @@ def _announce(folder: Path, params: Sequence[Record], partly: Counter[str]) -> N
     with disk(path):
         known = path.read_bytes() if path.exists() else b""
     for frame in _unframe(known):
-        for value in Event.FromString(frame).summary.value:
+        for value in Event.FromString(frame).summary.value[:1]:
             data.ParseFromString(value.metadata.plugin_data.content)
     info = data.session_start_info
     info.start_time_secs = info.start_time_secs or params[0].time
@@ -331,6 +360,8 @@ def _announce(folder: Path, params: Sequence[Record], partly: Counter[str]) -> N
         tag="_hparams_/session_start_info",
         metadata=_plugin("hparams", data.SerializeToString(deterministic=True)),
     )
+    if ended:
+        event.summary.value.append(_session_end("finished", params[-1].time))
     content = bytes(_header(event.wall_time)) + _frame(event.SerializeToString())
     if content != known:
         with disk(path):

@@ -87,6 +87,7 @@ def spool_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
     """A spool folder of the test's own; no names in the environment, nothing begun before."""
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)  # writers make the folders that they are given
     folder = tmp_path / "spool"
     monkeypatch.setenv("ZMQTRACK_SPOOL_DIR", str(folder))
     monkeypatch.setenv("ZMQTRACK_ADDRESS", NOBODY)

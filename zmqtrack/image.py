@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from .arrays import describe, is_array, to_host
+from .arrays import describe, is_array, loaded_numpy, to_host
 
 __all__ = ["encode_image", "image_format"]
 
@@ -67,6 +67,10 @@ def encode_image(image: Any, dataformats: str | None = None) -> bytes:
     if is_array(image) and not hasattr(image, "savefig"):
         return _encode_array(to_host(image), dataformats)
     if isinstance(image, (list, tuple)):
+        numpy = loaded_numpy()
+        if numpy is not None and image and all(map(is_array, image)):
+            # Many times quicker, and the usual case: a list of arrays or tensors.
+            return _encode_array(numpy.stack([to_host(part) for part in image]), dataformats)
         return _encode_lists(image, dataformats)
     if getattr(image, "__name__", None) == "matplotlib.pyplot":
         image = image.gcf()

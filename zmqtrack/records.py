@@ -285,7 +285,10 @@ def check_keys(keys: list[str], data_type: str = "") -> list[str]:
     ):
         return keys
     for pair in _PAIRS.get(data_type, ()):
-        keys = [pair(*key.split(pair.mark, 1)) if pair.mark in key else key for key in keys]
+        keys = [
+            pair(*key.split(pair.mark, 1)) if type(key) is str and pair.mark in key else key
+            for key in keys
+        ]
     for key in keys:
         check_name("key", key, MAX_KEY)
     return keys

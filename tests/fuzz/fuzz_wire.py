@@ -39,7 +39,17 @@ else:
 with instrumented:
     from zmqtrack import peek, wire
     from zmqtrack.errors import FrameError
-    from zmqtrack.records import MAX_INT, MAX_KEY, STATUSES, VOCABULARY, Record, RunKey
+    from zmqtrack.records import (
+        MAX_INT,
+        MAX_KEY,
+        STATUSES,
+        VOCABULARY,
+        LineKey,
+        Record,
+        RunKey,
+        TrialKey,
+        wire_key,
+    )
 
 TYPES = [*sorted(VOCABULARY), "lost", "own"]
 RUN = RunKey("e", "r", "s")
@@ -68,12 +78,18 @@ def _body(data_type: str, frame: bytes, codec: int, count: int) -> None:
     assert len(records) == count
     for record in records:
         assert type(record) is Record
-        assert type(record.key) is str and 0 < len(record.key.encode()) <= MAX_KEY
+        assert isinstance(record.key, str) and 0 < len(record.key.encode()) <= MAX_KEY
+        assert type(record.key) is str or data_type in ("metric", "param")
         assert record.step is None or abs(record.step) <= MAX_INT + 1
         assert type(record.time) is float
         _look_at(data_type, record)
-    body = wire.encode_body(records)
-    assert wire.encode_body(wire.decode_body(data_type, header._replace(codec=0), body)) == body
+    body = wire.encode_body(_as_logged(records))
+    again = wire.decode_body(data_type, header._replace(codec=0), body)
+    assert wire.encode_body(_as_logged(again)) == body
+
+
+def _as_logged(records: list[Record]) -> list[Record]:
+    return [record._replace(key=wire_key(record.key)) for record in records]
 
 
 def _look_at(data_type: str, record: Record) -> None:
@@ -199,6 +215,9 @@ def seeds() -> Iterator[bytes]:
         yield bytes([NAMES.index("value"), (place - 1) % len(TYPES)]) + packed
         cut = [Record("k", [at, len(packed), packed[at : at + 2], 7], 1, 2.0) for at in (0, 2)]
         yield bytes([NAMES.index("pieces"), 1]) + wire.encode_body(cut)
+    pairs = [wire_key(LineKey("a", "b")), "a/b", wire_key(TrialKey("a", "b"))]
+    body = wire.encode_body([Record(key, 0.5, 1, 1.5e9) for key in pairs])
+    yield bytes([NAMES.index("body metric"), len(pairs) - 1]) + body
     for frame in (wire.topic("metric"), wire.topic("own", "a/b"), b"METRIC/", b"\xff/"):
         yield bytes([NAMES.index("topic"), 0]) + frame
     deep = b"\x91" * 1010 + b"\x90"

@@ -156,7 +156,7 @@ class SummaryWriter(Uncarried):
         self.max_queue = max_queue
         self.flush_secs = flush_secs
         self.filename_suffix = filename_suffix
-        self.scalar_dict: dict[str, list[list[Any]]] = {}
+        self._exported: list[tuple[str, float, Any, dict[str, float]]] = []
         self._exportable = EXPORTED
         self._defaults: tuple[Any, Any] | None = None
         self._trials = 0
@@ -214,25 +214,36 @@ class SummaryWriter(Uncarried):
         step, when = self._at(global_step, walltime)
         when = time.time() if when is None else float(when)
         chart = values_of.tag(main_tag)
-        numbers = {tag: values_of.number(value) for tag, value in tag_scalar_dict.items()}
+        numbers = {
+            line: value if value.__class__ is float else as_number(line, values_of.number(value))
+            for line, value in tag_scalar_dict.items()
+        }
         self._open().log_metrics(numbers, step, when, chart=chart)
-        for line, value in numbers.items():
-            self._exportable -= 1
-            if self._exportable >= 0:
-                points = self.scalar_dict.setdefault(f"{self.log_dir}/{chart}/{line}", [])
-                points.append([when, step, as_number(line, value)])
-        _unused("add_scalars", others)
+        self._exportable -= len(numbers)
+        if self._exportable >= 0:
+            self._exported.append((chart, when, step, numbers))
+        if others:
+            _unused("add_scalars", others)
+
+    @property
+    def scalar_dict(self) -> dict[str, list[list[Any]]]:
+        """The numbers of ``add_scalars`` that :meth:`export_scalars_to_json` would write."""
+        found: dict[str, list[list[Any]]] = {}
+        for chart, when, step, numbers in self._exported:
+            for line, number in numbers.items():
+                found.setdefault(f"{self.log_dir}/{chart}/{line}", []).append([when, step, number])
+        return found
 
     def export_scalars_to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the numbers of ``add_scalars`` to a file and forget them; tensorboardX's.
 
-        It maps a name to lists of time, step and value: of the first 100,000 numbers since the
-        last call, which is said where there were more.
+        It maps a name to lists of time, step and value: of some 100,000 numbers since the last
+        call, the first, which is said where there were more.
         """
         if self._exportable < 0:
             note("export_scalars_to_json", f"more than {EXPORTED} numbers: the first are written")
         Path(path).write_text(json.dumps(self.scalar_dict))
-        self.scalar_dict, self._exportable = {}, EXPORTED
+        self._exported, self._exportable = [], EXPORTED
 
     @also_called(text="text_string")
     def add_text(

@@ -72,10 +72,10 @@ class FileWriter:
 
         Anything else is counted, and the first is said.
         """
-        for value in summary.value:
+        for value in getattr(summary, "value", [None]):
             try:
                 self._log(value, global_step, walltime)
-            except (ImportError, ValueError) as error:
+            except (AttributeError, ImportError, ValueError) as error:
                 lose(self._writer._open(), "add_summary", str(error))
 
     def add_graph(self, graph_profile: Any, walltime: Any = None) -> None:
