@@ -231,7 +231,7 @@ def test_each_public_name_of_mlflow_is_carried_counted_or_refused() -> None:
     flavours = {
         name for name, there in vars(mlflow).items() if type(there).__name__ == "LazyLoader"
     }
-    assert flavours - names.MODULES <= {"genai", "otel"}, "of each, autolog may be called"
+    assert flavours - names.MODULES <= {"genai"}, "of each, autolog may be called"
 
 
 def test_a_call_that_is_not_carried_gives_what_may_be_kept_but_not_read(

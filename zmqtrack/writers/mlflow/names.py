@@ -70,7 +70,7 @@ MODULES = frozenset({
     "paddle", "pmdarima", "projects", "prophet", "protos", "pydantic_ai", "pyfunc", "pyspark",
     "pytorch", "rfunc", "semantic_kernel", "sentence_transformers", "shap", "sklearn",
     "smolagents", "spacy", "spark", "statsmodels", "store", "strands", "system_metrics",
-    "tensorflow", "tracing", "transformers", "txtai", "types", "utils", "xgboost",
+    "tensorflow", "tracing", "transformers", "txtai", "types", "typesafe", "utils", "xgboost",
 })  # fmt: skip
 
 _READ_IT = "ask it where it is, with the package mlflow and its tracking URI"
