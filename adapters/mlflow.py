@@ -81,6 +81,7 @@ _MLFLOWS = {
     "script": "mlflow.source.name",
     "source": "mlflow.source.type",
     "commit": "mlflow.source.git.commit",
+    "branch": "mlflow.source.git.branch",
 }
 #: Tags that MLflow's page shows as the run's description.
 _DESCRIPTIONS = ("description", "notes")

@@ -229,12 +229,13 @@ def test_a_nested_run_is_below_the_one_in_which_it_was_begun(local: Site) -> Non
 
 
 def test_user_source_and_commit_are_mlflows_own_tags(site: Site) -> None:  # noqa: F811
-    start(site, user="ada", script="train.py", source="LOCAL", commit="f" * 40, pid=7)
+    start(site, user="ada", script="train.py", source="LOCAL", commit="f" * 40, branch="b", pid=7)
     tags = site.run.data.tags
     assert tags["mlflow.user"] == "ada"
     assert tags["mlflow.source.name"] == "train.py"
     assert tags["mlflow.source.type"] == "LOCAL"
     assert tags["mlflow.source.git.commit"] == "f" * 40
+    assert tags["mlflow.source.git.branch"] == "b"
     assert tags["zmqtrack.pid"] == "7"
 
 

@@ -284,7 +284,7 @@ class MLflowWriter(Files):
         dataset: Any = None,
     ) -> RunOperations | None:
         """Log several numbers with one step and time; all of them or, on an error, none."""
-        run, when = self._run(run_id), as_seconds(timestamp)
+        run, when = self._run(run_id), None if timestamp is None else as_seconds(timestamp)
         try:
             run.log_metrics(metrics, step, when)
         except (TypeError, ValueError):
@@ -393,6 +393,8 @@ class MLflowWriter(Files):
         return self._others[run_id]
 
     def _run(self, run_id: str | None = None) -> Run:
+        if run_id is None and self._stack:  # nearly always
+            return self._stack[-1].zmq_run
         return self._target(run_id).zmq_run
 
     def _begin_and_log_metric(
