@@ -153,6 +153,7 @@ def test_an_experiment_that_is_asked_for_by_name_is_that_name(spool: Spooled, ml
     (key,) = spool.runs()
     assert key.experiment == "exp"
     assert mlflow.is_tracking_uri_set() is True
+    assert mlflow.tracking.get_tracking_uri() == mlflow.get_tracking_uri()
 
 
 def test_the_run_id_of_the_environment_is_taken_once(

@@ -11,7 +11,6 @@ import os
 import re
 import socket
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,6 @@ def _folder() -> str:
         return ""  # it was removed
 
 
-@lru_cache(maxsize=8)  # a sweep begins many runs in one process
 def _about_program(script: str, folder: str) -> dict[str, str | None]:
     try:
         user = getpass.getuser()

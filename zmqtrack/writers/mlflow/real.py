@@ -5,8 +5,8 @@ mlflow.sklearn`` further down binds the name ``mlflow`` to the real package: fro
 go to ``./mlflow.db``, without a word. So what a script meets of the real package, its logging
 functions, ``MlflowClient()`` without an address, and the ``log_model`` and ``autolog`` of its
 flavours, is told to come to us; the first such call says so. The files of a model are logged as
-artifacts; they are also kept until the process ends, so that ``load_model(info.model_uri)`` finds
-them.
+artifacts; those of the last models are also kept until the process ends, so that
+``load_model(info.model_uri)`` finds them.
 
 A script that took ``MLflowWriter`` alone meant to have both: then nothing is changed
 (:func:`leave_alone`). ``MlflowClient(tracking_uri=…)`` is always MLflow's own.
@@ -38,6 +38,10 @@ _INSTEAD = (
     "functions log goes the way of zmqtrack, not to MLflow's tracking URI. To use both, each on "
     "its own, import MLflowWriter from zmqtrack.writers.mlflow instead of the module"
 )
+
+#: Folders of models that are kept for ``load_model``; an older one goes.
+KEPT = 8
+_kept: list[str] = []
 
 _alone = False
 
@@ -167,6 +171,15 @@ def _client(theirs: Any, ours: ModuleType) -> Any:
     return MlflowClient
 
 
+def _folder_to_keep() -> str:
+    if not _kept:
+        atexit.register(lambda: [shutil.rmtree(folder, ignore_errors=True) for folder in _kept])
+    _kept.append(tempfile.mkdtemp(prefix="zmqtrack-model-"))
+    while len(_kept) > KEPT:
+        shutil.rmtree(_kept.pop(0), ignore_errors=True)
+    return _kept[-1]
+
+
 def _log_model(
     ours: ModuleType,
     cls: Any,
@@ -188,8 +201,7 @@ def _log_model(
     **options: Any,
 ) -> Any:
     """``Model.log``: the model is saved as MLflow saves it, its files are logged as artifacts."""
-    folder = tempfile.mkdtemp(prefix="zmqtrack-model-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = _folder_to_keep()
     options.pop("flavor_name", None)
     path = Path(folder, "model")
     active = ours.active_run() or ours.start_run()

@@ -17,6 +17,20 @@ if TYPE_CHECKING:
 
 __all__ = ["MlflowClient"]
 
+#: Functions of the package that MLflow has here too.
+_ALSO_HERE = frozenset(
+    {"get_registry_uri", "get_tracking_uri", "is_tracking_uri_set", "set_registry_uri",
+     "set_tracking_uri"}
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ALSO_HERE:
+        from . import _default
+
+        return getattr(_default, name)
+    raise AttributeError(f"{__name__} has no {name!r}")
+
 
 class MlflowClient:
     """Logs to runs by their id: of those that it created, and of the module's functions.
