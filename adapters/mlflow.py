@@ -3,12 +3,15 @@
 What a record becomes (PATH: inside the run's artifacts; MS: the writer's time, in ms):
 
 ========= ==================================================================================
+run       its facts are tags: user, script, source, commit and branch those that MLflow sets
+          itself, others ``zmqtrack.FACT``
 metric    metric with the writer's time; no step: 0. MLflow knows a point by (key, ms, step,
           value): points that agree in all four are one there, which is counted. It stores
           ±inf as ±1.797e308.
 param     param. Its 2nd, 3rd … value: tag ``param.KEY.N``; a value that it had before adds
           nothing. Too long: shortened, the whole at ``params/KEY.txt`` (``KEY.N.txt``).
-tag       tag; too long: shortened, the whole at ``tags/KEY.txt``
+tag       tag; too long: shortened, the whole at ``tags/KEY.txt``. ``description`` and ``notes``
+          are the run's description too; ``parent_run`` puts it below the run of that name
 text      a key with an extension and no step is a PATH; without both ``text/KEY.txt``, where
           more of it is appended; with a step ``text/KEY/STEP-MS-HASH.txt``
 image     the same for a PATH; otherwise as ``log_image`` names it, which MLflow's page reads

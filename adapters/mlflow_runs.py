@@ -112,13 +112,18 @@ class Runs:
         The parent runs while a site does, and ends as the worst of them.
         """
         job, run = _job(key), self.get(key, 0)
-        if joined:
-            has_parent = self._bring_together(job, run.experiment)
+        if joined and job not in self:
+            if not self._bring_together(job, run.experiment):
+                return
         else:
-            tags = self.client.get_run(run.id).data.tags
-            has_parent = _PARENT in tags and NESTED not in tags
-        if has_parent:
-            self._settle_parent(self.get(job, 0))
+            there = self.client.get_run(run.id)
+            if NESTED in there.data.tags:
+                return
+            if _PARENT not in there.data.tags:
+                if job not in self:
+                    return
+                self._put_below(self.get(job, 0), key, there)
+        self._settle_parent(self.get(job, 0))
 
     def _bring_together(self, job: RunKey, experiment: str) -> bool:
         """Give the job's sites a parent, if there are several; False if there is none."""
@@ -133,13 +138,16 @@ class Runs:
             return len(alone) < len(sites)
         parent = self.get(job, min(run.info.start_time for run in sites))
         for run in alone:
-            key = job._replace(site=run.data.tags["zmqtrack.site"])
-            began = run.info.start_time
-            # The name first: the tag tells that both are done. Nor is a person's name replaced.
-            if run.info.run_name == self._name(key, began, alone=True):
-                self.client.update_run(run.info.run_id, name=self._name(key, began, alone=False))
-            self.client.set_tag(run.info.run_id, _PARENT, parent.id)
+            self._put_below(parent, job._replace(site=run.data.tags["zmqtrack.site"]), run)
         return True
+
+    def _put_below(self, parent: Run, key: RunKey, run: Any) -> None:
+        """Make the site's run a child, and name it so."""
+        began = run.info.start_time
+        # The name first: the tag tells that both are done. Nor is a person's name replaced.
+        if run.info.run_name == self._name(key, began, alone=True):
+            self.client.update_run(run.info.run_id, name=self._name(key, began, alone=False))
+        self.client.set_tag(run.info.run_id, _PARENT, parent.id)
 
     def _settle_parent(self, parent: Run) -> None:
         children = f"tags.`{_PARENT}` = '{parent.id}'"

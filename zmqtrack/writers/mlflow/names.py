@@ -66,7 +66,7 @@ MODULES = frozenset({
     "ag2", "agent", "agno", "anthropic", "artifacts", "autogen", "azure", "bedrock", "catboost",
     "config", "crewai", "data", "diffusers", "dspy", "environment_variables", "gateway",
     "gemini", "genai", "groq", "h2o", "haystack", "johnsnowlabs", "keras", "langchain",
-    "lightgbm", "litellm", "llama_index", "metrics", "mistral", "models", "onnx", "openai",
+    "lightgbm", "litellm", "llama_index", "metrics", "mistral", "models", "onnx", "openai", "otel",
     "paddle", "pmdarima", "projects", "prophet", "protos", "pydantic_ai", "pyfunc", "pyspark",
     "pytorch", "rfunc", "semantic_kernel", "sentence_transformers", "shap", "sklearn",
     "smolagents", "spacy", "spark", "statsmodels", "store", "strands", "system_metrics",

@@ -173,11 +173,15 @@ def _client(theirs: Any, ours: ModuleType) -> Any:
 
 def _folder_to_keep() -> str:
     if not _kept:
-        atexit.register(lambda: [shutil.rmtree(folder, ignore_errors=True) for folder in _kept])
+        atexit.register(_forget_models, 0)
     _kept.append(tempfile.mkdtemp(prefix="zmqtrack-model-"))
-    while len(_kept) > KEPT:
-        shutil.rmtree(_kept.pop(0), ignore_errors=True)
+    _forget_models(KEPT)
     return _kept[-1]
+
+
+def _forget_models(but: int) -> None:
+    while len(_kept) > but:
+        shutil.rmtree(_kept.pop(0), ignore_errors=True)
 
 
 def _log_model(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._common import note
-from .entities import Experiment, Run, RunInfo
+from .entities import Experiment, Run
 from .exceptions import invalid
 from .names import answer
 from .values import as_seconds, as_step, as_value
@@ -227,6 +227,3 @@ class MlflowClient:
         if name.startswith("_"):
             raise AttributeError(name)
         return answer(f"MlflowClient.{name}", lambda: self._writer)
-
-
-_ = RunInfo  # the type of what ``create_run(…).info`` is
