@@ -170,12 +170,14 @@ class MLflowAdapter(Adapter):
         self._parts = context.state_dir / "appended"
         self._upload = context.state_dir / "upload"
         self._runs = Runs(options, context)
+        self._unsettled: dict[RunKey, None] = {}  # also of a delivery that failed meanwhile
         self._client: Any = None
         self._merged = 0
 
     def open(self, note: bytes) -> None:
         self._ledger.open(note)
         self._runs.forget()
+        self._unsettled.clear()
         shutil.rmtree(self._upload, ignore_errors=True)
         self._upload.mkdir(parents=True)
         for part in self._parts.rglob("*.*"):
@@ -191,15 +193,13 @@ class MLflowAdapter(Adapter):
         for batch in batches:
             groups.setdefault(batch.run, []).append(batch)
         appended: dict[Path, bytes] = {}
-        changed: dict[RunKey, bool] = {}  # whether they joined their job
         self._merged = 0
         with self._translated():
             for key, group in groups.items():
-                joined = key not in self._runs
-                if self._deliver_run(key, group, appended) or joined:
-                    changed[key] = joined
-            for key, joined in changed.items():
-                self._runs.settle(key, joined=joined)
+                self._deliver_run(key, group, appended)
+            for key in list(self._unsettled):
+                self._runs.settle(key)
+                del self._unsettled[key]
         if appended:  # last: until here all could be sent again
             self._ledger.append(appended)
         if self._merged:
@@ -216,8 +216,8 @@ class MLflowAdapter(Adapter):
 
     # --- one run ------------------------------------------------------------------------------
 
-    def _deliver_run(self, key: RunKey, group: list[Batch], appended: dict[Path, bytes]) -> bool:
-        """Deliver what one run got; True if its parent's status may have changed."""
+    def _deliver_run(self, key: RunKey, group: list[Batch], appended: dict[Path, bytes]) -> None:
+        """Deliver what one run got; its job is to be settled if its status may have changed."""
         starts = [r for batch in group if batch.type == "run" for r in batch if r.key == "start"]
         run = self._runs.get(key, _ms((starts or group[0].records)[0].time))
         pending = _Pending(key, run)
@@ -238,9 +238,10 @@ class MLflowAdapter(Adapter):
         for path, texts in pending.appended.items():
             self._append(run, path, texts, appended)
         changed = (status, end) != (run.status, run.end)
+        if changed or self._runs.is_new(key) or any(batch.type == "run" for batch in group):
+            self._unsettled[key] = None
         if changed:
             self._runs.set_status(run, status, end)
-        return changed or any(batch.type == "run" for batch in group)
 
     def _on_run(self, record: Record, ms: int, pending: _Pending) -> None:
         if record.key != "start" or not isinstance(record.value, dict):
