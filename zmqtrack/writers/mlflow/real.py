@@ -27,11 +27,12 @@ from types import ModuleType
 from typing import Any
 
 from .._common import lose, note
+from .names import MODULES
 
 __all__ = ["leave_alone", "watch"]
 
-#: Names of the real package that are no functions to log or to ask with.
-_CLASSES = frozenset({"ActiveModel", "ActiveRun", "Image", "MlflowClient", "MlflowException"})
+#: Names of the real package that neither log nor ask; ``run`` starts another process.
+_LEFT = MODULES | {"ActiveModel", "ActiveRun", "Image", "MlflowClient", "MlflowException", "run"}
 
 _INSTEAD = (
     "this script has imported MLflow's own package beside zmqtrack.writers.mlflow; what its "
@@ -103,7 +104,10 @@ class _Watch(MetaPathFinder):
         try:
             loader.exec_module = exec_module
         except AttributeError:
-            note("mlflow", "it is loaded in a way that cannot be followed: its calls are its own")
+            note(
+                "mlflow package",
+                "it is loaded in a way that cannot be followed: its calls are its own",
+            )
 
 
 def _is_statement() -> bool:
@@ -119,7 +123,7 @@ def _adopt(real: ModuleType, ours: ModuleType) -> None:
     parts = real.__name__.split(".")
     if parts == ["mlflow"]:
         for name in getattr(real, "__all__", ()):
-            if name in vars(real) and name not in _CLASSES and _is_ours(ours, name):
+            if name in vars(real) and name not in _LEFT and hasattr(ours, name):
                 setattr(real, name, _chosen(getattr(real, name), getattr(ours, name)))
     has_client = parts in (["mlflow"], ["mlflow", "tracking"], ["mlflow", "client"])
     if has_client and isinstance(client := vars(real).get("MlflowClient"), type):
@@ -130,10 +134,6 @@ def _adopt(real: ModuleType, ours: ModuleType) -> None:
     if len(parts) == 2 and callable(vars(real).get("autolog")):
         autolog = ours._answer(f"{parts[1]}.autolog")
         real.autolog = _chosen(real.autolog, autolog)  # type: ignore[attr-defined]
-
-
-def _is_ours(ours: ModuleType, name: str) -> bool:
-    return callable(getattr(ours, name, None))
 
 
 def _chosen(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:

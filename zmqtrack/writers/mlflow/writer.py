@@ -25,7 +25,7 @@ _STATUSES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
 MAX_ENDED = 1000
 
 _READ_IT = (
-    "read it where the tracker is, with mlflow.MlflowClient(tracking_uri=…) of the package mlflow"
+    "read that where the tracker is, with mlflow.MlflowClient(tracking_uri=…) of the package mlflow"
 )
 
 
@@ -76,7 +76,7 @@ class ActiveRun(RunEntity):
 
     def now(self) -> RunEntity:
         """The run as ``get_run`` gives it: with all that is known here."""
-        metrics = Unread(f"metrics of run {self.info.run_id!r}", _READ_IT)
+        metrics = Unread(f"the metrics of run {self.info.run_id!r}", f"they are sent; {_READ_IT}")
         return RunEntity(self.info, RunData(metrics, self.params, self.tags))
 
     def __enter__(self) -> ActiveRun:
