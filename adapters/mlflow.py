@@ -3,12 +3,15 @@
 What a record becomes (PATH: inside the run's artifacts; MS: the writer's time, in ms):
 
 ========= ==================================================================================
+run       its facts are tags: user, script, source, commit and branch those that MLflow sets
+          itself, others ``zmqtrack.FACT``
 metric    metric with the writer's time; no step: 0. MLflow knows a point by (key, ms, step,
           value): points that agree in all four are one there, which is counted. It stores
           ±inf as ±1.797e308.
 param     param. Its 2nd, 3rd … value: tag ``param.KEY.N``; a value that it had before adds
           nothing. Too long: shortened, the whole at ``params/KEY.txt`` (``KEY.N.txt``).
-tag       tag; too long: shortened, the whole at ``tags/KEY.txt``
+tag       tag; too long: shortened, the whole at ``tags/KEY.txt``. ``description`` and ``notes``
+          are the run's description too; ``parent_run`` puts it below the run of that name
 text      a key with an extension and no step is a PATH; without both ``text/KEY.txt``, where
           more of it is appended; with a step ``text/KEY/STEP-MS-HASH.txt``
 image     the same for a PATH; otherwise as ``log_image`` names it, which MLflow's page reads
@@ -81,6 +84,7 @@ _MLFLOWS = {
     "script": "mlflow.source.name",
     "source": "mlflow.source.type",
     "commit": "mlflow.source.git.commit",
+    "branch": "mlflow.source.git.branch",
 }
 #: Tags that MLflow's page shows as the run's description.
 _DESCRIPTIONS = ("description", "notes")
@@ -166,12 +170,14 @@ class MLflowAdapter(Adapter):
         self._parts = context.state_dir / "appended"
         self._upload = context.state_dir / "upload"
         self._runs = Runs(options, context)
+        self._unsettled: dict[RunKey, None] = {}  # also of a delivery that failed meanwhile
         self._client: Any = None
         self._merged = 0
 
     def open(self, note: bytes) -> None:
         self._ledger.open(note)
         self._runs.forget()
+        self._unsettled.clear()
         shutil.rmtree(self._upload, ignore_errors=True)
         self._upload.mkdir(parents=True)
         for part in self._parts.rglob("*.*"):
@@ -187,15 +193,13 @@ class MLflowAdapter(Adapter):
         for batch in batches:
             groups.setdefault(batch.run, []).append(batch)
         appended: dict[Path, bytes] = {}
-        changed: dict[RunKey, bool] = {}  # whether they joined their job
         self._merged = 0
         with self._translated():
             for key, group in groups.items():
-                joined = key not in self._runs
-                if self._deliver_run(key, group, appended) or joined:
-                    changed[key] = joined
-            for key, joined in changed.items():
-                self._runs.settle(key, joined=joined)
+                self._deliver_run(key, group, appended)
+            for key in list(self._unsettled):
+                self._runs.settle(key)
+                del self._unsettled[key]
         if appended:  # last: until here all could be sent again
             self._ledger.append(appended)
         if self._merged:
@@ -212,8 +216,8 @@ class MLflowAdapter(Adapter):
 
     # --- one run ------------------------------------------------------------------------------
 
-    def _deliver_run(self, key: RunKey, group: list[Batch], appended: dict[Path, bytes]) -> bool:
-        """Deliver what one run got; True if its parent's status may have changed."""
+    def _deliver_run(self, key: RunKey, group: list[Batch], appended: dict[Path, bytes]) -> None:
+        """Deliver what one run got; its job is to be settled if its status may have changed."""
         starts = [r for batch in group if batch.type == "run" for r in batch if r.key == "start"]
         run = self._runs.get(key, _ms((starts or group[0].records)[0].time))
         pending = _Pending(key, run)
@@ -234,9 +238,10 @@ class MLflowAdapter(Adapter):
         for path, texts in pending.appended.items():
             self._append(run, path, texts, appended)
         changed = (status, end) != (run.status, run.end)
+        if changed or self._runs.is_new(key) or any(batch.type == "run" for batch in group):
+            self._unsettled[key] = None
         if changed:
             self._runs.set_status(run, status, end)
-        return changed or any(batch.type == "run" for batch in group)
 
     def _on_run(self, record: Record, ms: int, pending: _Pending) -> None:
         if record.key != "start" or not isinstance(record.value, dict):

@@ -61,6 +61,8 @@ class Runs:
         self._options = options
         self._context = context
         self._known: OrderedDict[RunKey, Run] = OrderedDict()
+        self._new: set[RunKey] = set()  # looked up, and not settled yet
+        self._together: set[RunKey] = set()  # jobs of which all sites are below the parent
         self.client: Any = None
 
     def __contains__(self, key: RunKey) -> bool:
@@ -69,6 +71,8 @@ class Runs:
     def forget(self) -> None:
         """Look all up again: something was removed in MLflow."""
         self._known.clear()
+        self._new.clear()
+        self._together.clear()
 
     def get(self, key: RunKey, ms: int) -> Run:
         """The run of that key: remembered, found by its tag, or made with this start time."""
@@ -87,8 +91,10 @@ class Runs:
             first.info.end_time or 0,
             local_folder(first.info.artifact_uri),
         )
+        if key.site:
+            self._new.add(key)
         if len(self._known) > MAX_RUNS:
-            self._known.popitem(last=False)
+            self._together.discard(self._known.popitem(last=False)[0])
         return run
 
     def nested_in(self, key: RunKey, name: str, ms: int) -> str | None:
@@ -107,19 +113,32 @@ class Runs:
 
     # --- jobs ---------------------------------------------------------------------------------
 
-    def settle(self, key: RunKey, *, joined: bool) -> None:
+    def is_new(self, key: RunKey) -> bool:
+        """Whether the run was looked up, and not settled since."""
+        return key in self._new
+
+    def settle(self, key: RunKey) -> None:
         """After ``key`` joined its job, or its status changed: let the job's parent follow.
 
         The parent runs while a site does, and ends as the worst of them.
         """
+        self._settle(key)
+        self._new.discard(key)
+
+    def _settle(self, key: RunKey) -> None:
         job, run = _job(key), self.get(key, 0)
-        if joined:
-            has_parent = self._bring_together(job, run.experiment)
+        if key in self._new and job not in self._together:
+            if not self._bring_together(job, run.experiment):
+                return
         else:
-            tags = self.client.get_run(run.id).data.tags
-            has_parent = _PARENT in tags and NESTED not in tags
-        if has_parent:
-            self._settle_parent(self.get(job, 0))
+            there = self.client.get_run(run.id)
+            if NESTED in there.data.tags:
+                return
+            if _PARENT not in there.data.tags:
+                if job not in self._together:
+                    return
+                self._put_below(self.get(job, 0), key, there)
+        self._settle_parent(self.get(job, 0))
 
     def _bring_together(self, job: RunKey, experiment: str) -> bool:
         """Give the job's sites a parent, if there are several; False if there is none."""
@@ -134,13 +153,17 @@ class Runs:
             return len(alone) < len(sites)
         parent = self.get(job, min(run.info.start_time for run in sites))
         for run in alone:
-            key = job._replace(site=run.data.tags["zmqtrack.site"])
-            began = run.info.start_time
-            # The name first: the tag tells that both are done. Nor is a person's name replaced.
-            if run.info.run_name == self._name(key, began, alone=True):
-                self.client.update_run(run.info.run_id, name=self._name(key, began, alone=False))
-            self.client.set_tag(run.info.run_id, _PARENT, parent.id)
+            self._put_below(parent, job._replace(site=run.data.tags["zmqtrack.site"]), run)
+        self._together.add(job)
         return True
+
+    def _put_below(self, parent: Run, key: RunKey, run: Any) -> None:
+        """Make the site's run a child, and name it so."""
+        began = run.info.start_time
+        # The name first: the tag tells that both are done. Nor is a person's name replaced.
+        if run.info.run_name == self._name(key, began, alone=True):
+            self.client.update_run(run.info.run_id, name=self._name(key, began, alone=False))
+        self.client.set_tag(run.info.run_id, _PARENT, parent.id)
 
     def _settle_parent(self, parent: Run) -> None:
         children = f"tags.`{_PARENT}` = '{parent.id}'"

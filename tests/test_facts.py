@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from spooled import Spooled, spool_fixture  # noqa: F401 -- a fixture
-from zmqtrack.facts import git_commit
+from zmqtrack.facts import git_head
 
 GIT = ("git", "-c", "user.name=me", "-c", "user.email=me@example.org")
 
@@ -35,29 +35,30 @@ def repository(tmp_path: Path) -> Path:
 
 def test_the_commit_is_what_git_says(repository: Path) -> None:
     head = git(repository, "rev-parse", "HEAD")
-    assert git_commit(repository / "deep" / "er") == head
+    branch = git(repository, "branch", "--show-current")
+    assert git_head(repository / "deep" / "er") == (head, branch)
     git(repository, "pack-refs", "--all")
-    assert git_commit(repository) == head
+    assert git_head(repository) == (head, branch)
     git(repository, "checkout", "-q", "--detach")
     git(repository, "commit", "-q", "--allow-empty", "-m", "second")
-    assert git_commit(repository) == git(repository, "rev-parse", "HEAD") != head
+    assert git_head(repository) == (git(repository, "rev-parse", "HEAD"), None)
 
 
 def test_a_worktree_has_the_commit_of_its_own_branch(repository: Path, tmp_path: Path) -> None:
     other = tmp_path / "worktree"
     git(repository, "worktree", "add", "-q", "-b", "feature/x", str(other))
     git(other, "commit", "-q", "--allow-empty", "-m", "there")
-    assert git_commit(other) == git(other, "rev-parse", "HEAD")
-    assert git_commit(other) != git_commit(repository)
+    assert git_head(other) == (git(other, "rev-parse", "HEAD"), "feature/x")
+    assert git_head(other) != git_head(repository)
 
 
 def test_what_is_no_repository_has_no_commit(tmp_path: Path) -> None:
-    assert git_commit(tmp_path) is None
+    assert git_head(tmp_path) == (None, None)
     (tmp_path / ".git").mkdir()
-    assert git_commit(tmp_path) is None
+    assert git_head(tmp_path) == (None, None)
     for head in ("ref: refs/heads/unborn\n", "garbage", "ref: ../../../etc/passwd"):
         (tmp_path / ".git" / "HEAD").write_text(head)
-        assert git_commit(tmp_path) is None
+        assert git_head(tmp_path) == (None, None)
 
 
 SCRIPT = """

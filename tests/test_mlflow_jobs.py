@@ -113,7 +113,7 @@ def test_a_parent_that_missed_the_end_in_a_crash_gets_it(
 
 
 class Crashes:
-    """A client that dies before or after its Nth change."""
+    """A client that fails once, before or after its Nth change."""
 
     CHANGES = ("create_run", "update_run", "set_tag", "log_batch", "set_terminated")
 
@@ -128,21 +128,26 @@ class Crashes:
         def counted(*args: Any, **kwargs: Any) -> Any:
             self._left -= 1
             if self._left == 0 and not self._after:
-                raise KeyboardInterrupt
+                raise Unavailable("before it was done")
             answer = call(*args, **kwargs)
             if self._left == 0:
-                raise KeyboardInterrupt
+                raise Unavailable("after it was done")
             return answer
 
         return counted
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_crash_at_any_change_leaves_one_parent_and_one_run_for_each_site(
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_failure_at_any_change_leaves_one_parent_and_one_run_for_each_site(
     site: Site,  # noqa: F811
+    killed: bool,
     after: bool,
 ) -> None:
-    """The first site is delivered; the second one's first delivery dies at each of its changes."""
+    """The first site is delivered; the second one's first delivery fails at each of its changes.
+
+    It is delivered again by the same process, or the process was killed and by another one.
+    """
     points = 0
     for at in range(1, 30):
         first = Site(site.uri, site.folder, "site-1", f"run {at}")
@@ -156,15 +161,16 @@ def test_a_crash_at_any_change_leaves_one_parent_and_one_run_for_each_site(
         second.adapter._client = second.adapter._runs.client = Crashes(client, at, after)
         try:
             second.adapter.deliver(batches)
-        except KeyboardInterrupt:
+        except Unavailable:
             points += 1
         else:
             break
-        second.restart()
+        if killed:
+            second.restart()
         second.adapter.deliver(batches)
         name = f"run {at}"
         of_job = [run for run in named(first) if run.split("/")[0] == name]
-        assert of_job == [name, f"{name}/site-1", f"{name}/site-2"], f"died at change {at}"
+        assert of_job == [name, f"{name}/site-1", f"{name}/site-2"], f"failed at change {at}"
         for one in (first, second):
             assert one.run.data.tags["mlflow.parentRunId"] == one.parent.info.run_id
         assert len(second.history("loss")) == 1
@@ -229,12 +235,13 @@ def test_a_nested_run_is_below_the_one_in_which_it_was_begun(local: Site) -> Non
 
 
 def test_user_source_and_commit_are_mlflows_own_tags(site: Site) -> None:  # noqa: F811
-    start(site, user="ada", script="train.py", source="LOCAL", commit="f" * 40, pid=7)
+    start(site, user="ada", script="train.py", source="LOCAL", commit="f" * 40, branch="b", pid=7)
     tags = site.run.data.tags
     assert tags["mlflow.user"] == "ada"
     assert tags["mlflow.source.name"] == "train.py"
     assert tags["mlflow.source.type"] == "LOCAL"
     assert tags["mlflow.source.git.commit"] == "f" * 40
+    assert tags["mlflow.source.git.branch"] == "b"
     assert tags["zmqtrack.pid"] == "7"
 
 

@@ -158,7 +158,7 @@ def test_without_mlflow_an_import_of_its_modules_says_what_to_install(
         (site / libraries.name).symlink_to(libraries)
     done = run(tmp_path, WITHOUT, "-S", PYTHONPATH=str(site), ZMQTRACK_SPOOL_DIR=str(spool.folder))
     read, missing = done.stdout.splitlines()
-    assert read.startswith("the result of sklearn.log_model asks the tracker")
+    assert read.startswith("the result of sklearn.log_model cannot be read")
     assert missing.startswith("ModuleNotFoundError No module named 'mlflow'")
     assert "pip install mlflow" in missing
     lost = {key: count for key, count, _ in spool.values("lost")}

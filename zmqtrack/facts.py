@@ -11,11 +11,10 @@ import os
 import re
 import socket
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["about_process", "git_commit"]
+__all__ = ["about_process", "git_head"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -24,8 +23,8 @@ def about_process() -> dict[str, Any]:
     """Facts for the beginning of a run.
 
     ``host``, ``pid`` and ``python`` always; ``user``, ``script`` (as it was called), ``source``
-    (``LOCAL`` or ``NOTEBOOK``) and ``commit`` (of the git repository that the script is in)
-    where they are known.
+    (``LOCAL`` or ``NOTEBOOK``), ``commit`` and ``branch`` (of the git repository that the script
+    is in) where they are known.
     """
     facts = {
         "host": socket.gethostname(),
@@ -43,7 +42,6 @@ def _folder() -> str:
         return ""  # it was removed
 
 
-@lru_cache(maxsize=8)  # a sweep begins many runs in one process
 def _about_program(script: str, folder: str) -> dict[str, str | None]:
     try:
         user = getpass.getuser()
@@ -53,16 +51,18 @@ def _about_program(script: str, folder: str) -> dict[str, str | None]:
     near = Path(folder, script)
     if notebook or not near.is_file():
         near = Path(folder, "here")
+    commit, branch = git_head(near.parent) if folder else (None, None)
     return {
         "user": user,
         "script": (None if notebook else script) or "<console>",
         "source": "NOTEBOOK" if notebook else "LOCAL",
-        "commit": git_commit(near.parent) if folder else None,
+        "commit": commit,
+        "branch": branch,
     }
 
 
-def git_commit(folder: Path) -> str | None:
-    """The commit that is checked out in the repository around ``folder``; no process is started."""
+def git_head(folder: Path) -> tuple[str | None, str | None]:
+    """Commit and branch that are checked out around ``folder``; no process is started."""
     try:
         folder = folder.resolve()
         for parent in (folder, *folder.parents):
@@ -70,16 +70,18 @@ def git_commit(folder: Path) -> str | None:
                 return _head(parent / ".git")
     except (OSError, ValueError, RuntimeError):
         pass  # not ours to read, or no path
-    return None
+    return None, None
 
 
-def _head(git: Path) -> str | None:
+def _head(git: Path) -> tuple[str | None, str | None]:
     if git.is_file():  # of a worktree or a submodule: it names its folder
         git = git.parent / git.read_text().removeprefix("gitdir:").strip()
     head = (git / "HEAD").read_text().strip()
-    if head.startswith("ref:"):
-        head = _reference(git, head.removeprefix("ref:").strip())
-    return head if _COMMIT.fullmatch(head) else None
+    name = head.removeprefix("ref:").strip() if head.startswith("ref:") else ""
+    commit = _reference(git, name) if name else head
+    if not _COMMIT.fullmatch(commit):
+        return None, None
+    return commit, name.removeprefix("refs/heads/") or None
 
 
 def _reference(git: Path, name: str) -> str:

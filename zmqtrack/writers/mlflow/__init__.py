@@ -111,6 +111,8 @@ def __getattr__(name: str) -> Any:
         return tracking
     if name in names.ASKS | names.LOGS | names.SETS_UP:
         return _answer(name)
+    if name == "run":
+        return names.module("projects", lambda: _default).run
     if name in names.MODULES:
         return names.module(name, lambda: _default)
     raise AttributeError(

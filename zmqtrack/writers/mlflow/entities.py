@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from .exceptions import invalid, refused
+from .exceptions import MlflowException, invalid
 
 __all__ = [
     "Experiment", "LifecycleStage", "Metric", "Param", "Run", "RunData", "RunInfo", "RunStatus",
@@ -98,11 +98,11 @@ class Unread:
     As a context manager it gives itself, so that ``with mlflow.start_span(…)`` runs.
     """
 
-    def __init__(self, what: str, instead: str) -> None:
-        self.__dict__.update(_what=what, _instead=instead)
+    def __init__(self, what: str, why: str) -> None:
+        self.__dict__.update(_what=what, _why=why)
 
     def _refusal(self) -> Exception:
-        return refused(self._what, self._instead)
+        return MlflowException(f"{self._what} cannot be read: {self._why}", "NOT_IMPLEMENTED")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

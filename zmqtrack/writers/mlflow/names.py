@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._common import note
 from .entities import Unread
-from .exceptions import refused
+from .exceptions import MlflowException, refused
 
 if TYPE_CHECKING:
     from .writer import MLflowWriter
@@ -33,9 +33,8 @@ ASKS = frozenset({
     "get_active_model_id", "get_active_trace_id", "get_assessment", "get_current_active_span",
     "get_last_active_trace_id", "get_logged_model", "get_trace", "get_workspace",
     "import_checkpoints", "last_logged_model", "list_workspaces", "load_prompt", "load_table",
-    "run", "search_experiments", "search_logged_models", "search_model_versions",
-    "search_prompts", "search_registered_models", "search_runs", "search_sessions",
-    "search_traces",
+    "search_experiments", "search_logged_models", "search_model_versions", "search_prompts",
+    "search_registered_models", "search_runs", "search_sessions", "search_traces",
 })  # fmt: skip
 
 #: Functions of ``mlflow`` that log what is not carried.
@@ -56,9 +55,10 @@ LOGS = frozenset({
 
 #: Functions of ``mlflow`` that change how it works, not what is logged.
 SETS_UP = frozenset({
-    "doctor", "flush_artifact_async_logging", "flush_trace_async_logging", "login",
-    "set_system_metrics_node_id", "set_system_metrics_samples_before_logging",
-    "set_system_metrics_sampling_interval", "set_telemetry_client", "set_workspace", "test",
+    "disable_system_metrics_logging", "doctor", "flush_artifact_async_logging",
+    "flush_trace_async_logging", "login", "set_system_metrics_node_id",
+    "set_system_metrics_samples_before_logging", "set_system_metrics_sampling_interval",
+    "set_telemetry_client", "set_workspace", "test",
 })  # fmt: skip
 
 #: Modules below ``mlflow`` that are MLflow's own, where it is installed.
@@ -67,10 +67,11 @@ MODULES = frozenset({
     "config", "crewai", "data", "diffusers", "dspy", "environment_variables", "gateway",
     "gemini", "genai", "groq", "h2o", "haystack", "johnsnowlabs", "keras", "langchain",
     "lightgbm", "litellm", "llama_index", "metrics", "mistral", "models", "onnx", "openai",
-    "paddle", "pmdarima", "projects", "prophet", "protos", "pydantic_ai", "pyfunc", "pyspark",
-    "pytorch", "rfunc", "semantic_kernel", "sentence_transformers", "shap", "sklearn",
-    "smolagents", "spacy", "spark", "statsmodels", "store", "strands", "system_metrics",
-    "tensorflow", "tracing", "transformers", "txtai", "types", "utils", "xgboost",
+    "otel", "paddle", "pmdarima", "projects", "prophet", "protos", "pydantic_ai", "pyfunc",
+    "pyspark", "pytorch", "rfunc", "semantic_kernel", "sentence_transformers", "shap",
+    "sklearn", "smolagents", "spacy", "spark", "statsmodels", "store", "strands",
+    "system_metrics", "tensorflow", "tracing", "transformers", "txtai", "types", "typesafe",
+    "utils", "xgboost",
 })  # fmt: skip
 
 _READ_IT = "ask it where it is, with the package mlflow and its tracking URI"
@@ -95,7 +96,7 @@ def answer(name: str, writer: Callable[[], MLflowWriter]) -> Any:
             note(name, "without effect: it is about MLflow, which is not used here")
         else:
             writer().lose(name)
-        return Unread(f"the result of {name}", "it is not carried")
+        return Unread(f"the result of {name}", "such calls are not carried")
 
     return logs
 
@@ -132,8 +133,8 @@ class _Absent(ModuleType):
         what = f"{self.__name__}.{name}"
 
         def absent(*args: Any, **kwargs: Any) -> Any:
-            raise refused(
-                what, "it is MLflow's own, which is not installed here: `pip install mlflow`"
+            raise MlflowException(
+                f"{what} is MLflow's own, and MLflow is not installed here: `pip install mlflow`"
             )
 
         return absent

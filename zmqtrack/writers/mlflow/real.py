@@ -5,8 +5,8 @@ mlflow.sklearn`` further down binds the name ``mlflow`` to the real package: fro
 go to ``./mlflow.db``, without a word. So what a script meets of the real package, its logging
 functions, ``MlflowClient()`` without an address, and the ``log_model`` and ``autolog`` of its
 flavours, is told to come to us; the first such call says so. The files of a model are logged as
-artifacts; they are also kept until the process ends, so that ``load_model(info.model_uri)`` finds
-them.
+artifacts; those of the last models are also kept until the process ends, so that
+``load_model(info.model_uri)`` finds them.
 
 A script that took ``MLflowWriter`` alone meant to have both: then nothing is changed
 (:func:`leave_alone`). ``MlflowClient(tracking_uri=…)`` is always MLflow's own.
@@ -27,17 +27,22 @@ from types import ModuleType
 from typing import Any
 
 from .._common import lose, note
+from .names import MODULES
 
 __all__ = ["leave_alone", "watch"]
 
-#: Names of the real package that are no functions to log or to ask with.
-_CLASSES = frozenset({"ActiveModel", "ActiveRun", "Image", "MlflowClient", "MlflowException"})
+#: Names of the real package that neither log nor ask; ``run`` starts another process.
+_LEFT = MODULES | {"ActiveModel", "ActiveRun", "Image", "MlflowClient", "MlflowException", "run"}
 
 _INSTEAD = (
     "this script has imported MLflow's own package beside zmqtrack.writers.mlflow; what its "
     "functions log goes the way of zmqtrack, not to MLflow's tracking URI. To use both, each on "
     "its own, import MLflowWriter from zmqtrack.writers.mlflow instead of the module"
 )
+
+#: Folders of models that are kept for ``load_model``; an older one goes.
+KEPT = 8
+_kept: list[str] = []
 
 _alone = False
 
@@ -99,7 +104,10 @@ class _Watch(MetaPathFinder):
         try:
             loader.exec_module = exec_module
         except AttributeError:
-            note("mlflow", "it is loaded in a way that cannot be followed: its calls are its own")
+            note(
+                "mlflow package",
+                "it is loaded in a way that cannot be followed: its calls are its own",
+            )
 
 
 def _is_statement() -> bool:
@@ -115,7 +123,7 @@ def _adopt(real: ModuleType, ours: ModuleType) -> None:
     parts = real.__name__.split(".")
     if parts == ["mlflow"]:
         for name in getattr(real, "__all__", ()):
-            if name in vars(real) and name not in _CLASSES and _is_ours(ours, name):
+            if name in vars(real) and name not in _LEFT and hasattr(ours, name):
                 setattr(real, name, _chosen(getattr(real, name), getattr(ours, name)))
     has_client = parts in (["mlflow"], ["mlflow", "tracking"], ["mlflow", "client"])
     if has_client and isinstance(client := vars(real).get("MlflowClient"), type):
@@ -126,10 +134,6 @@ def _adopt(real: ModuleType, ours: ModuleType) -> None:
     if len(parts) == 2 and callable(vars(real).get("autolog")):
         autolog = ours._answer(f"{parts[1]}.autolog")
         real.autolog = _chosen(real.autolog, autolog)  # type: ignore[attr-defined]
-
-
-def _is_ours(ours: ModuleType, name: str) -> bool:
-    return callable(getattr(ours, name, None))
 
 
 def _chosen(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
@@ -167,6 +171,19 @@ def _client(theirs: Any, ours: ModuleType) -> Any:
     return MlflowClient
 
 
+def _folder_to_keep() -> str:
+    if not _kept:
+        atexit.register(_forget_models, 0)
+    _kept.append(tempfile.mkdtemp(prefix="zmqtrack-model-"))
+    _forget_models(KEPT)
+    return _kept[-1]
+
+
+def _forget_models(but: int) -> None:
+    while len(_kept) > but:
+        shutil.rmtree(_kept.pop(0), ignore_errors=True)
+
+
 def _log_model(
     ours: ModuleType,
     cls: Any,
@@ -188,8 +205,7 @@ def _log_model(
     **options: Any,
 ) -> Any:
     """``Model.log``: the model is saved as MLflow saves it, its files are logged as artifacts."""
-    folder = tempfile.mkdtemp(prefix="zmqtrack-model-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = _folder_to_keep()
     options.pop("flavor_name", None)
     path = Path(folder, "model")
     active = ours.active_run() or ours.start_run()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._common import note
-from .entities import Experiment, Run, RunInfo
+from .entities import Experiment, Run
 from .exceptions import invalid
 from .names import answer
 from .values import as_seconds, as_step, as_value
@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from .writer import MLflowWriter, RunOperations
 
 __all__ = ["MlflowClient"]
+
+#: Functions of the package that MLflow has here too.
+_ALSO_HERE = frozenset(
+    {"get_registry_uri", "get_tracking_uri", "is_tracking_uri_set", "set_registry_uri",
+     "set_tracking_uri"}
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ALSO_HERE:
+        from . import _default
+
+        return getattr(_default, name)
+    raise AttributeError(f"{__name__} has no {name!r}")
 
 
 class MlflowClient:
@@ -213,6 +227,3 @@ class MlflowClient:
         if name.startswith("_"):
             raise AttributeError(name)
         return answer(f"MlflowClient.{name}", lambda: self._writer)
-
-
-_ = RunInfo  # the type of what ``create_run(…).info`` is

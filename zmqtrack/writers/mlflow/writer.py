@@ -25,7 +25,7 @@ _STATUSES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
 MAX_ENDED = 1000
 
 _READ_IT = (
-    "read it where the tracker is, with mlflow.MlflowClient(tracking_uri=…) of the package mlflow"
+    "read that where the tracker is, with mlflow.MlflowClient(tracking_uri=…) of the package mlflow"
 )
 
 
@@ -76,7 +76,7 @@ class ActiveRun(RunEntity):
 
     def now(self) -> RunEntity:
         """The run as ``get_run`` gives it: with all that is known here."""
-        metrics = Unread(f"metrics of run {self.info.run_id!r}", _READ_IT)
+        metrics = Unread(f"the metrics of run {self.info.run_id!r}", f"they are sent; {_READ_IT}")
         return RunEntity(self.info, RunData(metrics, self.params, self.tags))
 
     def __enter__(self) -> ActiveRun:
@@ -284,7 +284,7 @@ class MLflowWriter(Files):
         dataset: Any = None,
     ) -> RunOperations | None:
         """Log several numbers with one step and time; all of them or, on an error, none."""
-        run, when = self._run(run_id), as_seconds(timestamp)
+        run, when = self._run(run_id), None if timestamp is None else as_seconds(timestamp)
         try:
             run.log_metrics(metrics, step, when)
         except (TypeError, ValueError):
@@ -393,6 +393,8 @@ class MLflowWriter(Files):
         return self._others[run_id]
 
     def _run(self, run_id: str | None = None) -> Run:
+        if run_id is None and self._stack:  # nearly always
+            return self._stack[-1].zmq_run
         return self._target(run_id).zmq_run
 
     def _begin_and_log_metric(
