@@ -44,7 +44,7 @@ def test_a_run_ends_with_the_thread_that_began_it(
             run.log_metric("m", 1.0)
 
         in_a_thread(script)
-        wait_for_end(running)
+        assert states(running) == ["ended"]
         running.drain()
     assert told(read_jsonl(tmp_path / "out", "experiment", "r", "s")) == [
         ("start", None),
@@ -53,13 +53,8 @@ def test_a_run_ends_with_the_thread_that_began_it(
     ]
 
 
-def wait_for_end(running: Daemon) -> None:
-    """Until the daemon has been told of it: nobody waits for the sender in a thread's end."""
-    from zmqtrack.sender import running as senders
-
-    for sender in list(senders):
-        sender.join(PATIENCE)
-    assert [site["state"] for site in running.status()["sites"]] == ["ended"]
+def states(running: Daemon) -> list[str]:
+    return [site["state"] for site in running.status()["sites"]]
 
 
 def test_a_run_fails_with_the_exception_that_ends_its_thread(
@@ -75,7 +70,7 @@ def test_a_run_fails_with_the_exception_that_ends_its_thread(
             raise RuntimeError("too hot")
 
         in_a_thread(script)
-        wait_for_end(running)
+        assert states(running) == ["ended"]
         running.drain()
     assert said == ["too hot"]
     assert told(read_jsonl(tmp_path / "out", "experiment", "r", "s"))[-1] == ("end", "failed")
@@ -92,7 +87,7 @@ def test_what_another_thread_logs_later_begins_the_run_again(
             runs[0].log_metric("m", 1.0)
 
         in_a_thread(script)
-        wait_for_end(running)
+        assert states(running) == ["ended"]
         assert runs[0].flush()
         runs[0].log_metric("m", 2.0)
         assert runs[0].flush()
@@ -136,7 +131,6 @@ def test_a_process_that_is_ended_after_its_script_leaves_a_finished_run(
     """So does NVFLARE's simulator: the script is a thread of a process that it then ends."""
     script = f"""
         import os, signal, threading, zmqtrack
-        from zmqtrack.sender import running
 
         def script():
             zmqtrack.init(run="r", site="s").log_metric("m", 1.0)
@@ -144,8 +138,6 @@ def test_a_process_that_is_ended_after_its_script_leaves_a_finished_run(
         thread = threading.Thread(target=script)
         thread.start()
         thread.join()
-        for sender in list(running):
-            sender.join()
         {ending}
     """
     with daemon([jsonl(tmp_path / "out")]) as running:
@@ -157,6 +149,16 @@ def test_a_process_that_is_ended_after_its_script_leaves_a_finished_run(
         assert done.returncode in (0, -signal.SIGKILL)
         running.drain()
     assert told(read_jsonl(tmp_path / "out", "experiment", "r", "s"))[-1] == ("end", "finished")
+
+
+def test_a_thread_ends_in_its_time_where_nobody_answers(
+    nobody: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def script() -> None:
+        zmqtrack.init(run="r", site="s", address=nobody, exit_timeout=0.2).log_metric("m", 1.0)
+
+    in_a_thread(script)
+    assert "not yet delivered" in capsys.readouterr().err
 
 
 def test_a_fork_in_a_thread_ends_nothing_in_the_child(
@@ -174,7 +176,7 @@ def test_a_fork_in_a_thread_ends_nothing_in_the_child(
             run.log_metric("m", 2.0)
 
         in_a_thread(script)
-        wait_for_end(running)
+        assert states(running) == ["ended"]
         running.drain()
     assert [key for key, _ in told(read_jsonl(tmp_path / "out", "experiment", "r", "s"))] == [
         "start",

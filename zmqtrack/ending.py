@@ -5,7 +5,7 @@ it waits for nothing: it starts a thread that ends the runs, and then the proces
 signal. The main thread goes on meanwhile, up to its next logging call.
 
 A framework may run a script in a thread, and end the process later in a way that Python is not
-told. So a run that was begun in a thread ends with that thread.
+told. So a run that was begun in a thread ends with that thread, which waits for the delivery.
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ class _Thread:
         self.status = ""
 
     def __del__(self) -> None:
-        for run in self.runs:
-            run._rest(self.status or _status)
+        # Waited for: whoever joins the thread may end the process at once.
+        for run in [run for run in self.runs if run._rest(self.status or _status)]:
+            run._wait_for_end()
 
 
 def end_with_thread(run: Run) -> None:

@@ -673,16 +673,21 @@ class Run:
         self._large = 0
         self._state, self._append = State.UNBORN, self._begin_in_child
 
-    def _rest(self, status: str) -> None:
-        """The thread that began the run has ended: so has the run, until another thread logs."""
+    def _rest(self, status: str) -> bool:
+        """The thread that began the run ends, and so does the run until another thread logs.
+
+        False if there is nothing to wait for.
+        """
         if os.getpid() != self._owner:
-            return
+            return False
         with self._lock:
-            if self._state is State.OPEN:
-                self._state, self._append = State.RESTING, self._begin_anew
-                last = ("end", status, None, _now(), "run")
-                self._sender.stop(time.monotonic() + self.exit_timeout, last)
-                self._buffer = Buffer()
+            if self._state is not State.OPEN:
+                return False
+            self._state, self._append = State.RESTING, self._begin_anew
+            last = ("end", status, None, _now(), "run")
+            self._sender.stop(time.monotonic() + self.exit_timeout, last)
+            self._buffer = Buffer()
+        return True
 
     def _begin_anew(self, record: Entry) -> None:
         with self._lock:

@@ -303,12 +303,13 @@ def compare(
             only = tracker in ("tensorboard", "wandb")
             wanted = [each for each in all_wanted if not (only and _is_fact(each))]
             missing, extra = _difference(wanted, at.points)
+            extra = [each for each in extra if not _is_fact(each)]  # such as names that we keep
             found.append(len(all_wanted) - len(missing))
             if missing:
                 wrong.append(f"{tracker} lacks {len(missing)}, as {missing[0]}")
             if extra:
                 wrong.append(f"{tracker} has {len(extra)} more, as {extra[0]}")
-            if not (missing or extra) and _by_key(wanted) != _by_key(at.points):
+            if not (missing or extra) and _order(wanted) != _order(at.points):
                 wrong.append(f"{tracker} has them in another order")
             if at.end != "finished":
                 wrong.append(f"{tracker} shows it as {at.end}")
@@ -324,10 +325,12 @@ def _difference(wanted: list[Point], found: list[Point]) -> tuple[list[Point], l
     return list((left - right).elements()), list((right - left).elements())
 
 
-def _by_key(points: Iterable[Point]) -> dict[str, list[Point]]:
+def _order(points: Iterable[Point]) -> dict[str, list[Point]]:
+    """The numbers of each key, in order."""
     order: dict[str, list[Point]] = defaultdict(list)
     for each in points:
-        order[each.key].append(each)
+        if not _is_fact(each):
+            order[each.key].append(each)
     return order
 
 
