@@ -16,6 +16,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +27,11 @@ from zmqtrack.config import AdapterConfig
 from zmqtrack.control import Connection, ControlClient, resolve
 from zmqtrack.errors import ControlError, FrameError
 from zmqtrack.keys import Key
+from zmqtrack.records import Record, wire_key
 from zmqtrack.wire import Batch
 
 from . import loader
-from .artifacts import Assembler
+from .artifacts import Assembler, load
 from .base import Adapter, Blocked, Context, Refused, Unavailable
 from .secrets import mask
 
@@ -52,7 +54,9 @@ IDLE = 0.2
 REPORT = 5.0
 #: Dead letters that are tried again between two commits.
 RETRIED = 32
-#: A file that was refused is kept among the dead letters in pieces of this size.
+#: Bytes of large values that are held at a time, and one more.
+LOADED_BYTES = 64 << 20
+#: What was refused and had come in pieces is kept among the dead letters in pieces of this size.
 PIECE = 4 << 20
 
 
@@ -98,6 +102,7 @@ class Host:
         self._live: dict[int, tuple[str, bytes, bytes]] = {}  # published, not yet confirmed whole
         self._gathered: list[tuple[str, bytes, bytes]] = []
         self._gathered_bytes = 0
+        self._loaded = 0  # bytes of large values that are to be delivered
         self._dead: list[_Letter] = []
         self._retried: list[int] = []  # dead letters that need no longer be kept
         self._state, self._detail = "starting", ""
@@ -202,14 +207,19 @@ class Host:
             if self._position < self._head:
                 self._fetch()
                 continue
-            if self._publish.refusal() and self._publish.socket is not self._sub:
+            self._publish.refusal()
+            if self._publish.socket is not self._sub:
                 self._ask_for_topics()
             left = deadline - time.monotonic()
             if self._stop.is_set() or (self._gathered and left <= 0):
                 return
             if self._sub.poll(int(1000 * min(left, IDLE)) if left > 0 else int(1000 * IDLE)):
+                self._publish.heard()
                 self._receive(self._sub.recv_multipart())
-            elif left <= 0:
+                continue
+            self._publish.expect()  # a head at least: it is repeated
+            self._publish.renew_if_silent()
+            if left <= 0:
                 return
 
     def _full(self) -> bool:
@@ -270,29 +280,50 @@ class Host:
         """Deliver what was gathered and commit the cursor; False if stopped on the way."""
         if self._position == self._committed and not self._report_due():
             return True
-        batches = [batch for frames in self._gathered if (batch := self._decode(*frames))]
+        batches: list[Batch] = []
+        self._loaded = 0
+        for frames in self._gathered:
+            batches += self._decode(*frames)
+            if self._loaded > LOADED_BYTES and batches:
+                if not self._deliver_all(batches):
+                    return False
+                batches, self._loaded = [], 0
         if batches and not self._deliver_all(batches):
             return False
         self._gathered, self._gathered_bytes = [], 0
         retry = self._commit()
-        self._assembler.committed(batches)
+        self._assembler.committed()
         while retry and not self._stop.is_set():
             retry = self._retry(retry)
         return True
 
-    def _decode(self, data_type: str, header: bytes, body: bytes, place: int = 0) -> Batch | None:
+    def _decode(self, data_type: str, header: bytes, body: bytes, place: int = 0) -> list[Batch]:
+        """The batch with its values whole; none if there is nothing in it to be delivered."""
         if self._adapter.types is not None and data_type not in self._adapter.types:
             self._context.count(f"unsupported_type:{data_type}", wire.decode_header(header).count)
-            return None
+            return []
         decoded = wire.decode_header(header)
         try:
             batch = Batch(data_type, decoded, wire.decode_body(data_type, decoded, body), place)
         except FrameError as error:
             self._bury(data_type, decoded, body, place, str(error))
-            return None
-        if data_type == "artifact":
+            return []
+        if data_type == "artifact" or decoded.in_pieces:
             batch = self._assembler.assemble(batch)
-        return batch if len(batch) else None
+        if decoded.in_pieces:
+            batch = self._load(batch)
+        return [batch] if len(batch) else []
+
+    def _load(self, batch: Batch) -> Batch:
+        """The batch with values in the place of the files that they were put together in."""
+        loaded = []
+        for record in batch:
+            try:
+                self._loaded += record.value.stat().st_size
+                loaded.append(load(batch.type, record))
+            except FrameError as error:
+                self._bury_pieces(batch, record, _pieces(record.value), str(error))
+        return replace(batch, records=loaded)
 
     def _deliver_all(self, batches: list[Batch]) -> bool:
         """Deliver, halving what is refused until the offending records stand alone."""
@@ -426,18 +457,16 @@ class Host:
         """
         answer = self._ask("dlq_fetch", ids=ids[:RETRIED])
         frames = answer["frames"]
-        batches: list[Batch] = []
         for (ident, _, data_type, _, place), header, body in zip(
             answer["letters"], frames[::2], frames[1::2], strict=True
         ):
             self._count_dead(-wire.decode_header(header).count)
-            batch = self._decode(data_type, header, body, place)
-            if batch is not None and not self._deliver_all([batch]):
+            batches = self._decode(data_type, header, body, place)
+            if batches and not self._deliver_all(batches):
                 break
             self._retried.append(ident)
-            batches += [batch] if batch else []
         retry = self._commit()
-        self._assembler.committed(batches)
+        self._assembler.committed()
         return retry
 
     def _report(self) -> None:
@@ -464,12 +493,27 @@ class Host:
         return time.monotonic() - self._reported > REPORT
 
     def _bury_record(self, batch: Batch, reason: str) -> None:
-        """Put a record among the dead letters; a file in its pieces, as it came."""
+        """Put a record among the dead letters; what came in pieces, in pieces."""
         (record,) = batch.records
-        values = _pieces(record.value) if batch.type == "artifact" else iter([record.value])
-        header = batch.header._replace(count=1, codec=wire.CODEC_PLAIN)
+        if batch.type == "artifact":
+            self._bury_pieces(batch, record, _pieces(record.value), reason)
+        elif batch.header.in_pieces:
+            packed = memoryview(wire.encode_value(record.value))
+            self._bury_pieces(batch, record, _cut(packed), reason)
+        else:
+            self._bury_pieces(batch, record, iter([record.value]), reason)
+
+    def _bury_pieces(
+        self, batch: Batch, record: Record, values: Iterator[Any], reason: str
+    ) -> None:
+        header = batch.header
+        codec, number = wire.CODEC_PLAIN, []
+        if header.in_pieces:  # the seq tells it from others of its stream, and no number is below 0
+            codec, number = wire.CODEC_PIECES, [-header.seq]
+        header = header._replace(count=1, codec=codec)
         for value in values:
-            body = wire.encode_body([record._replace(value=value)])
+            value = [*value, *number] if number else value
+            body = wire.encode_body([record._replace(key=wire_key(record.key), value=value)])
             self._bury(batch.type, header, body, batch.first, reason)
 
     def _bury(
@@ -523,6 +567,11 @@ def _sound(text: str) -> str:
 
 def _jitter(wait: float) -> float:
     return wait * random.uniform(0.5, 1.0)
+
+
+def _cut(packed: memoryview) -> Iterator[list[Any]]:
+    for offset in range(0, len(packed), PIECE):
+        yield [offset, len(packed), packed[offset : offset + PIECE]]
 
 
 def _pieces(path: Path) -> Iterator[list[Any]]:

@@ -1,4 +1,4 @@
-"""MLflow: each site a run in MLflow's experiment, the sites of one job under a parent run.
+"""MLflow: each site of a job a run in MLflow's experiment, under a parent where there are several.
 
 What a record becomes (PATH: inside the run's artifacts; MS: the writer's time, in ms):
 
@@ -33,7 +33,6 @@ import os
 import re
 import shutil
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,7 +45,7 @@ from pydantic import Field, field_validator
 from zmqtrack.records import Record, RunKey
 from zmqtrack.wire import Batch
 
-from .base import Adapter, Blocked, Context, Options, Refused, Unavailable
+from .base import Adapter, Context, Options, Refused, Unavailable
 from .ledger import Ledger, replace_file
 from .mlflow_names import (
     EXTENSION,
@@ -59,12 +58,12 @@ from .mlflow_names import (
     spelled,
     where_it_is_alone,
 )
-from .mlflow_store import GONE, connect, local_folder, probe, sqlite_path, translated
+from .mlflow_runs import ENDED, NESTED, RUNNING, Run, Runs
+from .mlflow_store import GONE, connect, probe, sqlite_path, translated
+from .patterns import Pattern
 
 __all__ = ["MLflowAdapter"]
 
-#: Runs whose id is remembered; others are looked up again.
-MAX_RUNS = 1000
 #: Most of each kind in one ``log_batch``: MLflow takes 1000 in all, and 1 MB.
 MAX_METRICS, METRIC_BYTES = 800, 600_000
 MAX_PAIRS, PAIR_BYTES = 100, 180_000
@@ -75,9 +74,16 @@ PART_AGE = 7 * 86400
 #: Facts about the process that become tags.
 MAX_FACTS = 30
 
-_RUNNING = "RUNNING"
-_ENDED = {"failed": "FAILED", "killed": "KILLED", "finished": "FINISHED"}  # the worst first
-_IDENTITY = ("id", "run", "site", "adapter")
+_IDENTITY = ("id", "job", "run", "site", "adapter")
+#: Facts for which MLflow has tags of its own, which its page shows.
+_MLFLOWS = {
+    "user": "mlflow.user",
+    "script": "mlflow.source.name",
+    "source": "mlflow.source.type",
+    "commit": "mlflow.source.git.commit",
+}
+#: Tags that MLflow's page shows as the run's description.
+_DESCRIPTIONS = ("description", "notes")
 
 _IMAGE = re.compile(r"\.(png|jpe?g|gif|webp|bmp|tiff?)", re.IGNORECASE)
 #: Folders where we make files of our own, whose names follow from keys alone.
@@ -91,8 +97,31 @@ class MLflowOptions(Options):
         description="The tracking server: http://HOST:PORT, a database such as sqlite:///PATH, or "
         "databricks. Default: MLFLOW_TRACKING_URI of the environment.",
     )
-    experiment_prefix: str = Field(
-        "", description="Stands before the name of each experiment in MLflow."
+    experiment: Pattern = Field(
+        "{experiment}",
+        description="The experiment of each run: a pattern with {experiment}, {run}, {site} and "
+        "{date} (on which the run began, in UTC), say `fl/{experiment}`.",
+    )
+    run_name: Pattern = Field(
+        "{run}",
+        description="What the run of a site is called that is alone in its run, and the parent of "
+        "several sites' runs; a pattern, as `experiment`.",
+    )
+    site_run_name: Pattern = Field(
+        "{run}/{site}",
+        description="What a site's run is called below a parent; a pattern, as `experiment`.",
+    )
+    experiment_tags: dict[str, str] = Field({}, description="Tags of each experiment.")
+    experiment_description: str | None = Field(
+        None, description="Description of each experiment, in Markdown. Default: none."
+    )
+    run_tags: dict[str, Pattern] = Field(
+        {}, description="Tags of each run; their values are patterns, as `experiment`."
+    )
+    description: Pattern | None = Field(
+        None,
+        description="Description of each run, in Markdown, unless the writer gives one; a pattern, "
+        "as `experiment`. Default: none.",
     )
     artifact_location: str | None = Field(
         None,
@@ -114,22 +143,11 @@ class MLflowOptions(Options):
 
 
 @dataclass
-class _Run:
-    """A run as MLflow has it. ``end`` is its end time in ms, also when it was reopened."""
-
-    id: str
-    experiment: str
-    status: str
-    end: int
-    #: Where its artifacts are, if that is a folder that we write to ourselves.
-    folder: Path | None = None
-
-
-@dataclass
 class _Pending:
     """What one delivery has for one run, apart from files that are sent at once."""
 
-    run: _Run
+    key: RunKey
+    run: Run
     metrics: dict[tuple[str, int, int, str], Any] = field(default_factory=dict)
     params: list[Record] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
@@ -147,13 +165,13 @@ class MLflowAdapter(Adapter):
         self._ledger = Ledger(context.state_dir, context.log)
         self._parts = context.state_dir / "appended"
         self._upload = context.state_dir / "upload"
-        self._runs: OrderedDict[RunKey, _Run] = OrderedDict()
+        self._runs = Runs(options, context)
         self._client: Any = None
         self._merged = 0
 
     def open(self, note: bytes) -> None:
         self._ledger.open(note)
-        self._runs.clear()
+        self._runs.forget()
         shutil.rmtree(self._upload, ignore_errors=True)
         self._upload.mkdir(parents=True)
         for part in self._parts.rglob("*.*"):
@@ -162,21 +180,22 @@ class MLflowAdapter(Adapter):
         if (database := sqlite_path(self.options.tracking_uri)) is not None:
             database.parent.mkdir(parents=True, exist_ok=True)
         with self._translated():
-            self._client = connect(self.options.tracking_uri)
+            self._client = self._runs.client = connect(self.options.tracking_uri)
 
     def deliver(self, batches: Sequence[Batch]) -> None:
         groups: dict[RunKey, list[Batch]] = {}
         for batch in batches:
             groups.setdefault(batch.run, []).append(batch)
         appended: dict[Path, bytes] = {}
-        parents: dict[RunKey, None] = {}
+        changed: dict[RunKey, bool] = {}  # whether they joined their job
         self._merged = 0
         with self._translated():
             for key, group in groups.items():
-                if self._deliver_run(key, group, appended):
-                    parents[_parent(key)] = None
-            for key in parents:
-                self._settle_parent(key)
+                joined = key not in self._runs
+                if self._deliver_run(key, group, appended) or joined:
+                    changed[key] = joined
+            for key, joined in changed.items():
+                self._runs.settle(key, joined=joined)
         if appended:  # last: until here all could be sent again
             self._ledger.append(appended)
         if self._merged:
@@ -196,36 +215,36 @@ class MLflowAdapter(Adapter):
     def _deliver_run(self, key: RunKey, group: list[Batch], appended: dict[Path, bytes]) -> bool:
         """Deliver what one run got; True if its parent's status may have changed."""
         starts = [r for batch in group if batch.type == "run" for r in batch if r.key == "start"]
-        known = key in self._runs
-        run = self._run(key, _ms((starts or group[0].records)[0].time))
-        pending = _Pending(run)
+        run = self._runs.get(key, _ms((starts or group[0].records)[0].time))
+        pending = _Pending(key, run)
         status, end = run.status, run.end
         for batch in group:
             handle = getattr(self, f"_on_{batch.type}")
             for record in batch:
                 ms = _ms(record.time)
                 if batch.type == "run" and record.key == "end":
-                    if status == _RUNNING or ms >= end:
+                    if status == RUNNING or ms >= end:
                         status, end = _ended(record), ms
                     continue
                 # What was logged before the end may come after it, from another stream.
-                if status != _RUNNING and ms > end:
-                    status = _RUNNING
+                if status != RUNNING and ms > end:
+                    status = RUNNING
                 handle(record, ms, pending)
         self._log_batches(pending)
         for path, texts in pending.appended.items():
             self._append(run, path, texts, appended)
         changed = (status, end) != (run.status, run.end)
         if changed:
-            self._set_status(run, status, end)
-        return changed or not known or any(batch.type == "run" for batch in group)
+            self._runs.set_status(run, status, end)
+        return changed or any(batch.type == "run" for batch in group)
 
     def _on_run(self, record: Record, ms: int, pending: _Pending) -> None:
         if record.key != "start" or not isinstance(record.value, dict):
             return
         for name, value in list(record.value.items())[:MAX_FACTS]:
             if isinstance(value, (str, int, float)) and name not in _IDENTITY:
-                pending.tags[as_key(f"zmqtrack.{name}")] = shorten(str(value), 500)
+                tag = _MLFLOWS.get(name) or as_key(f"zmqtrack.{name}")
+                pending.tags[tag] = shorten(str(value), 500)
 
     def _on_metric(self, record: Record, ms: int, pending: _Pending) -> None:
         from mlflow.entities import Metric
@@ -252,6 +271,12 @@ class MLflowAdapter(Adapter):
             key = spelled(key[0]) + key[1:]  # these are ours
         pending.tags.pop(key, None)  # the last value last
         pending.tags[key] = short
+        if record.key in _DESCRIPTIONS:
+            pending.tags["mlflow.note.content"] = short
+        elif record.key == NESTED:
+            outer = self._runs.nested_in(pending.key, record.value, ms)
+            if outer is not None:
+                pending.tags["mlflow.parentRunId"] = outer
 
     def _on_text(self, record: Record, ms: int, pending: _Pending) -> None:
         suffix = PurePosixPath(record.key).suffix
@@ -306,7 +331,7 @@ class MLflowAdapter(Adapter):
             self._client.log_batch(pending.run.id, *batch, synchronous=True)
 
     def _sort_params(
-        self, run: _Run, records: list[Record]
+        self, run: Run, records: list[Record]
     ) -> tuple[dict[str, str], dict[str, str]]:
         """The params that are new, and the tags for those that have another value already."""
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
@@ -342,7 +367,7 @@ class MLflowAdapter(Adapter):
     # --- files --------------------------------------------------------------------------------
 
     def _put(
-        self, run: _Run, path: str, content: bytes | Path, owner: str | None = "the user's"
+        self, run: Run, path: str, content: bytes | Path, owner: str | None = "the user's"
     ) -> None:
         """Make ``content`` the run's artifact at ``path``, or at what that becomes if unsafe.
 
@@ -367,7 +392,7 @@ class MLflowAdapter(Adapter):
         finally:
             local.unlink(missing_ok=True)
 
-    def _apart(self, run: _Run, path: str, owner: str) -> str:
+    def _apart(self, run: Run, path: str, owner: str) -> str:
         """``path``, or another one where it belongs to a record of another kind or key."""
         owners = self._parts / run.id / "owners"
         while True:
@@ -388,7 +413,7 @@ class MLflowAdapter(Adapter):
                     return True
         return False
 
-    def _append(self, run: _Run, path: str, texts: list[str], appended: dict[Path, bytes]) -> None:
+    def _append(self, run: Run, path: str, texts: list[str], appended: dict[Path, bytes]) -> None:
         """Send the file again with ``texts`` at its end; MLflow cannot append.
 
         Our own copy gets them when the whole delivery has succeeded, by way of ``appended``.
@@ -409,94 +434,6 @@ class MLflowAdapter(Adapter):
         self._put(run, part, before + addition, f"appended {path}")
         appended[folder / f"{number}.txt"] = bytes(addition)
 
-    # --- runs and their status ----------------------------------------------------------------
-
-    def _run(self, key: RunKey, ms: int) -> _Run:
-        """The run of that key: remembered, found by its tag, or made."""
-        from mlflow.entities import ViewType
-
-        if key in self._runs:
-            self._runs.move_to_end(key)
-            return self._runs[key]
-        tags = {"zmqtrack.id": hashlib.sha256(json.dumps(key).encode()).hexdigest()}
-        tags["zmqtrack.run"] = key.run
-        if key.site:
-            tags["zmqtrack.site"] = key.site
-            tags["mlflow.parentRunId"] = self._run(_parent(key), ms).id
-        experiment = self._experiment(self.options.experiment_prefix + key.experiment)
-        query = f"tags.`zmqtrack.id` = '{tags['zmqtrack.id']}'"
-        if not (found := self._search(experiment, query, ViewType.ALL)):
-            self._client.create_run(experiment, ms, tags, key.site or key.run)
-            found = self._search(experiment, query, ViewType.ALL)
-        # A create_run that timed out may still have been done, and even late: the run that we
-        # took is marked, and what is not marked beside it is empty.
-        found.sort(key=lambda run: ("zmqtrack.adapter" not in run.data.tags, run.info.run_id))
-        first = found[0]
-        for twin in found[1:]:
-            if twin.info.lifecycle_stage == "active" and "zmqtrack.adapter" not in twin.data.tags:
-                self._client.delete_run(twin.info.run_id)
-        if first.info.lifecycle_stage != "active":
-            raise Blocked(
-                f"{_describe(key)} is deleted in MLflow: restore it (mlflow runs restore "
-                f"--run-id {first.info.run_id}) or remove it for good (mlflow gc)"
-            )
-        if "zmqtrack.adapter" not in first.data.tags:
-            self._client.set_tag(first.info.run_id, "zmqtrack.adapter", self.context.name)
-        run = _Run(
-            first.info.run_id,
-            experiment,
-            first.info.status,
-            first.info.end_time or 0,
-            local_folder(first.info.artifact_uri),
-        )
-        self._runs[key] = run
-        if len(self._runs) > MAX_RUNS:
-            self._runs.popitem(last=False)
-        return run
-
-    def _experiment(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
-            location = self.options.artifact_location
-            database = sqlite_path(self.options.tracking_uri)
-            if location is None and database is not None:
-                location = str(database.parent / "mlflow-artifacts")
-            return str(self._client.create_experiment(name, location))
-        if found.lifecycle_stage != "active":
-            raise Blocked(
-                f"experiment {name!r} is deleted in MLflow: restore it (mlflow experiments "
-                f"restore -x {found.experiment_id}) or remove it for good (mlflow gc)"
-            )
-        return str(found.experiment_id)
-
-    def _set_status(self, run: _Run, status: str, end: int) -> None:
-        if status == _RUNNING:
-            self._client.update_run(run.id, status=status)
-        else:
-            self._client.set_terminated(run.id, status, end)
-        run.status, run.end = status, end
-
-    def _settle_parent(self, key: RunKey) -> None:
-        """Give the parent its status: running while a child is, and then the worst of theirs."""
-        parent = self._run(key, 0)
-        children = f"tags.`mlflow.parentRunId` = '{parent.id}'"
-
-        def latest(query: str) -> Any:
-            return next(iter(self._search(parent.experiment, query, most=1)), None)
-
-        status, end = _RUNNING, parent.end
-        having = f"{children} and attributes.status = '{{}}'".format
-        if not latest(having(_RUNNING)) and (last := latest(children)):
-            status = next((s for s in _ENDED.values() if latest(having(s))), last.info.status)
-            end = last.info.end_time or 0
-        if (status, end) != (parent.status, parent.end):
-            self._set_status(parent, status, end)
-
-    def _search(self, experiment: str, query: str, view: int = 1, most: int = 100) -> list[Any]:
-        """Runs that have the tags, the last to end first."""
-        order = ["attributes.end_time DESC"]
-        return list(self._client.search_runs([experiment], query, view, most, order))
-
     # --- errors -------------------------------------------------------------------------------
 
     @contextmanager
@@ -506,7 +443,7 @@ class MLflowAdapter(Adapter):
                 yield
         except Unavailable as error:
             if error.code == GONE:
-                self._runs.clear()  # the next attempt makes it anew
+                self._runs.forget()  # the next attempt makes it anew
             raise
 
 
@@ -544,18 +481,9 @@ def _ms(seconds: float) -> int:
 
 def _ended(record: Record) -> str:
     try:
-        return _ENDED[record.value]
+        return ENDED[record.value]
     except (KeyError, TypeError):
         raise Refused(f"a run cannot end as {record.value!r:.80}") from None
-
-
-def _parent(key: RunKey) -> RunKey:
-    return key._replace(site="")  # no site is called that
-
-
-def _describe(key: RunKey) -> str:
-    site = f", site {key.site!r}" if key.site else ""
-    return f"run {key.run!r}{site} of experiment {key.experiment!r}"
 
 
 def _chunks(items: Iterable[Any], most: int, most_bytes: int) -> Iterator[list[Any]]:

@@ -5,21 +5,31 @@ What becomes what (``zmqtrack/…`` is ours; a user's name of that kind gets ``u
 ========= ====================================================================================
 metric    a history row; columns ``zmqtrack/step`` (the x axis: steps may repeat and go back),
           ``_timestamp`` (W&B's own column, with the writer's time), ``zmqtrack/id``. Metrics
-          of one step and time that come together share a row.
-text      Html: as it is where the key ends in ``.html``, else escaped in ``<pre>``
+          of one step and time that come together share a row. ``summary/KEY`` without a step
+          sets the summary, and is in the column ``zmqtrack/summary``
+text      Html: as it is where the key ends in ``.html``, else escaped in ``<pre>``; a plain
+          string where it was logged in a row (and is no ``.html`` or ``.md``)
 image     Image, the writer's bytes; in a format that W&B does not show: PNG; no image: artifact
 histogram Histogram; bins are merged until W&B's 512 hold them
 artifact  a file Artifact ``RUNID-KEY`` whose metadata tells key, step, time and run
 log       the Logs tab; a row ``zmqtrack/log`` notes the key
 param     config (the last value; W&B's JSON has no NaN and no bytes: those become text)
-tag       config ``tag.KEY``; without a value also a W&B tag, where W&B takes it (64 long)
+tag       config ``tag.KEY``; without a value also a W&B tag, where W&B takes it (64 long).
+          ``tags``, ``notes``, ``display_name`` and, as long as the run is not open, ``job_type``
+          set W&B's own; ``define/PATTERN`` defines a metric, ``summary/KEY`` sets the summary
 run       config ``zmqtrack``; at the end a row ``zmqtrack/end`` and an exit code
 ========= ====================================================================================
+
+What a tool that logs in rows logged in one call is one row, its images and texts too. Records of
+a row come in several batches; where a delivery ends between them, or the writer may still add to
+the row, the row waits in ``DIR/zmqtrack/ID.json`` for the next one, or for the run's end. The
+``_step`` of such rows is the writer's, as long as it goes up.
 
 Confirmed is what has been read back from the run's ``.wandb`` file (its transaction log, kept
 online too) and synced to disk; wandb alone would flush it now and then, and never sync it.
 The rows in that file are also how a delivery in doubt is recognised: ``zmqtrack/id`` is
-``STREAM/SEQ/PLACE@OFFSET``, PLACE that of the row's first record in its batch. Online, wandb
+``STREAM/SEQ/PLACE+COUNT@OFFSET``, where the row's records have their place in their batch (one
+that has records of several batches: ``SEQ/PLACE+COUNT,SEQ/PLACE+COUNT``). Online, wandb
 uploads behind that confirmation; what a crash of this machine keeps it from uploading,
 ``wandb sync`` sends from the run's folder.
 
@@ -32,6 +42,7 @@ from __future__ import annotations
 
 import html
 import io
+import json
 import logging
 import math
 import os
@@ -40,37 +51,78 @@ import signal
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from zmqtrack.records import Record, RunKey
+from zmqtrack.rows import DEFINE
 from zmqtrack.wire import Batch
 
 from .base import Adapter, Blocked, Options, TrackerError, Unavailable
 from .probe import folder_to_write
-from .wandb_run import ANNOUNCES, FLUSH_INTERVAL, Run
+from .wandb_rows import Row, Rows
+from .wandb_run import FLUSH_INTERVAL, Run
 
 __all__ = ["WandBAdapter"]
 
 #: W&B's limits: bins of a histogram, characters of a tag and of a project's name.
-MAX_BINS, MAX_TAG, MAX_PROJECT = 512, 64, 128
+MAX_BINS, MAX_TAG, MAX_PROJECT, MAX_NAME = 512, 64, 128, 128
 
-EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255}
+#: Endings of texts that are pages, and no strings, though they were logged in a row.
+FORMATTED = (".html", ".md")
+
+EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255, "left": 255}
 #: Image formats that W&B shows; the file is kept as it is.
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "GIF": ".gif", "BMP": ".bmp"}
+
+#: Tags that W&B has a place of its own for.
+_OWN = ("tags", "notes", "display_name", "job_type")
 
 _RESERVED = re.compile(r"(user/)*(_|zmqtrack($|/)|tag\.)")
 
 
+def _check_pattern(pattern: str) -> str:
+    try:
+        pattern.format_map(dict.fromkeys(("experiment", "run", "site", "date"), ""))
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{pattern!r} is no pattern of {{experiment}}, {{run}}, {{site}} and {{date}}: {error}"
+        ) from None
+    return pattern
+
+
+Pattern = Annotated[str, Field(min_length=1), AfterValidator(_check_pattern)]
+Label = Annotated[str, Field(min_length=1, max_length=MAX_TAG)]
+
+
 class WandBOptions(Options):
-    project: str | None = Field(
-        None, description="The project of all runs. Default: the name of each run's experiment."
+    project: Pattern | None = Field(
+        None,
+        description="The project of all runs; a pattern, as `name`. Default: the name of each "
+        "run's experiment.",
     )
     entity: str | None = Field(
         None, description="The user or team that the project is of. Default: wandb's own."
+    )
+    name: Pattern = Field(
+        "{site}",
+        description="What each run is called: a pattern with {experiment}, {run}, {site} and "
+        "{date} (of its first record, in UTC), say `{run}-{site}`. A writer that names its run "
+        "comes before it.",
+    )
+    group: Pattern = Field("{run}", description="What groups runs; a pattern, as `name`.")
+    job_type: str | None = Field(
+        None, description="W&B's job type, where the writer tells none. Default: none."
+    )
+    notes: str | None = Field(
+        None, description="Notes on each run, where the writer tells none. Default: none."
+    )
+    tags: list[Label] = Field([], description="W&B tags of each run, beside the writer's own.")
+    config: dict[str, Any] = Field(
+        {}, description="Items of each run's config; the writer's parameters come before them."
     )
     mode: Literal["online", "offline"] | None = Field(
         None,
@@ -118,8 +170,13 @@ class WandBAdapter(Adapter):
             for batch in batches:
                 self._apply(batch)
             for run in list(self._runs.values()):
+                ended = run.memo["exit"] is not None
+                if ended and run.rows:  # late records of an ended run: nobody will add to them
+                    self._publish(run, run.rows.take())
+                if run.changed:
+                    run.open(self._init)
                 run.settle()
-                if run.wandb and run.memo["exit"] is not None:  # late records of an ended run
+                if run.wandb and ended:
                     run.finish()
         except TrackerError:
             raise
@@ -201,33 +258,75 @@ class WandBAdapter(Adapter):
                     run.memo["exit"] = None
                     if record.value:  # without facts: it was taken for dead, and goes on
                         facts = {**batch.run._asdict(), "start": _plain(record.value)}
-                        run.configure({"zmqtrack": facts}, self._init)
+                        run.configure({"zmqtrack": facts})
                 elif record.key == "end":
+                    self._publish(run, run.rows.take())
                     run.memo["exit"] = EXIT_CODES.get(record.value, 1)
-                    self._log(run, batch.part(place, place + 1))
+                    self._announce(run, batch.part(place, place + 1))
+        elif batch.type in ("artifact", "log"):
+            self._announce(run, batch)
         else:
             self._log(run, batch)
         run.done[stream] = end
 
     def _log(self, run: Run, batch: Batch) -> None:
-        rows = []
-        for names, records in _rows(batch, run.held):
+        """Put records into rows, and publish those rows that are whole."""
+        rows = run.rows if batch.header.rows else Rows([])
+        stream = f"{batch.header.stream.hex()}/{batch.header.seq}/"
+        for place, record in enumerate(batch, batch.first):
+            name = f"{stream}{place}"
+            if name in run.held:
+                continue
             run.open(self._init)
-            row = self._row(batch.type, records)
-            rows.append({**row, "zmqtrack/id": f"{names[0]}@{batch.header.offset}"})
-            if not ANNOUNCES.keys().isdisjoint(row):
-                run.log(rows)
-                rows = []
-                self._announced(run, batch, records[0])
-            run.held.update(names)
+            on_axis = bool(run.axes) and run.axes.of(record.key) is not None
+            column, value = self._cell(run, batch, record)
+            if value is None:
+                self._announce(run, batch.part(place - batch.first, place - batch.first + 1))
+                continue
+            row = rows.find(batch, record.time, column, record.step, on_axis)
+            row.add(column, value, record.step, on_axis)
+            row.note(batch, place)
+            run.held.add(name)
+        self._publish(run, rows.take(batch if batch.header.rows else None))
+
+    def _publish(self, run: Run, rows: list[Row]) -> None:
         if rows:
-            run.log(rows)
+            run.open(self._init)
+            run.publish(rows)
+
+    def _cell(self, run: Run, batch: Batch, record: Record) -> tuple[str, Any]:
+        """The record's column, and what stands in it; None: W&B cannot show it."""
+        column = _column(record.key)
+        if batch.type == "metric":
+            if record.step is not None or not record.key.startswith("summary/"):
+                return column, record.value
+            return "zmqtrack/summary", {record.key.removeprefix("summary/"): record.value}
+        if batch.type == "text" and batch.header.rows and not record.key.endswith(FORMATTED):
+            return column, record.value
+        media = getattr(self, f"_{batch.type}")(record.key, record.value)
+        return column, None if media is None else run.bind(column, media)
+
+    def _announce(self, run: Run, batch: Batch) -> None:
+        """Publish a row for each record, and behind it what the row announces."""
+        kind = "end" if batch.type == "run" else batch.type
+        kind = kind if kind in ("end", "log") else "artifact"
+        stream = f"{batch.header.stream.hex()}/{batch.header.seq}/"
+        for place, record in enumerate(batch, batch.first):
+            if f"{stream}{place}" in run.held:
+                continue
+            row = Row(batch.header.stream.hex(), record.time, step=record.step, stepped=True)
+            row.columns[f"zmqtrack/{kind}"] = record.value if kind == "end" else record.key
+            row.note(batch, place)
+            self._publish(run, [row])
+            self._announced(run, batch, record)
+            run.held.update(row.names())
 
     def _run(self, batch: Batch) -> Run:
         if batch.run not in self._runs:
             while len(self._runs) >= self.options.max_open_runs:
                 self._runs.popitem(last=False)[1].finish()
             self._runs[batch.run] = Run(batch.run, self._dir, batch.header.offset)
+            self._runs[batch.run].memo.setdefault("since", _first_time(batch))
         self._runs.move_to_end(batch.run)
         run = self._runs[batch.run]
         if batch.header.offset > run.top:  # beyond all that is in doubt
@@ -237,29 +336,31 @@ class WandBAdapter(Adapter):
 
     def _configure(self, run: Run, batch: Batch) -> None:
         prefix = "tag." if batch.type == "tag" else ""
-        values = {
-            prefix + record.key if prefix else _column(record.key): _plain(record.value)
-            for record in batch
-        }
-        labels = [r.key for r in batch if prefix and r.value == "" and len(r.key) <= MAX_TAG]
-        run.configure(values, self._init, labels)
+        values, labels = dict[str, Any](), list[str]()
+        for record in batch:
+            key, value = record.key, record.value
+            if prefix and self._is_own(run, key, value):
+                continue
+            values[prefix + key if prefix else _column(key)] = _plain(value)
+            if prefix and value == "" and key not in _OWN and len(key) <= MAX_TAG:
+                labels.append(key)
+        run.configure(values, labels)
 
-    def _row(self, data_type: str, records: list[Record]) -> dict[str, Any]:
-        """The columns that hold these records; media are not bound to their run yet."""
-        key, value, step, when = records[0]
-        row: dict[str, Any] = {"_timestamp": when}
-        if step is not None:
-            row["zmqtrack/step"] = step
-        if data_type == "metric":
-            row.update((_column(record.key), record.value) for record in records)
-        elif data_type == "run":
-            row["zmqtrack/end"] = value
-        elif data_type in ("artifact", "log"):
-            row[f"zmqtrack/{data_type}"] = key
-        else:
-            media = getattr(self, f"_{data_type}")(key, value)
-            row.update({"zmqtrack/artifact": key} if media is None else {_column(key): media})
-        return row
+    def _is_own(self, run: Run, key: str, value: str) -> bool:
+        """Give a tag the place that W&B has for it; True if it needs no other."""
+        if key.startswith(DEFINE):
+            try:
+                facts = json.loads(value)
+            except ValueError:
+                return False
+            if isinstance(facts, dict):
+                run.define(key.removeprefix(DEFINE), facts)
+                return True
+        elif key.startswith("summary/"):
+            run.summarise(key.removeprefix("summary/"), value)
+        elif key in _OWN:
+            run.describe(key, value)
+        return False
 
     def _announced(self, run: Run, batch: Batch, record: Record) -> None:
         if batch.type == "log":
@@ -320,20 +421,27 @@ class WandBAdapter(Adapter):
     def _init(self, run: Run) -> Any:
         import wandb
 
-        project = self.options.project or run.key.experiment
+        given, told = self.options, run.memo
+        fields = {
+            **run.key._asdict(),
+            "date": time.strftime("%Y-%m-%d", time.gmtime(told["since"])),
+        }
+        project = (given.project or "{experiment}").format_map(fields)
         try:
             opened = wandb.init(
                 project=re.sub(r"[/\\#?%:]", "-", project)[:MAX_PROJECT],
-                entity=self.options.entity,
+                entity=given.entity,
                 mode=self._mode,
                 dir=str(self._dir),
                 id=run.id,
-                name=run.key.site,
-                group=run.key.run,
+                name=(told["display_name"] or given.name.format_map(fields))[:MAX_NAME],
+                group=given.group.format_map(fields)[:MAX_NAME],
+                job_type=told["job_type"] or given.job_type,
+                notes=told["notes"] or given.notes,
                 resume="allow",
                 reinit="create_new",
-                config={"zmqtrack": run.key._asdict(), **run.memo["config"]},
-                tags=run.memo["labels"] or None,
+                config={**given.config, "zmqtrack": run.key._asdict(), **told["config"]},
+                tags=run.labels(given.tags) or None,
                 settings=wandb.Settings(
                     console="off",
                     disable_code=True,
@@ -358,9 +466,6 @@ class WandBAdapter(Adapter):
             )
             raise (Blocked if denied else Unavailable)(f"wandb: {error}") from error
         self._note_core()
-        opened.define_metric("zmqtrack/*", hidden=True, summary="none")
-        # step_sync would give rows that have no step the last one.
-        opened.define_metric("*", step_metric="zmqtrack/step", step_sync=False)
         return opened
 
 
@@ -409,25 +514,10 @@ def _probe_server(base: str, key: str | None, timeout: float) -> str:
     return f"{base} knows us as {viewer.get('username') or viewer.get('entity')}"
 
 
-def _rows(batch: Batch, held: set[str]) -> Iterator[tuple[list[str], list[Record]]]:
-    """Split what is not held into rows, each with the names of its records, in sequence."""
-    names, row, keys = list[str](), list[Record](), set[str]()
-    for place, record in enumerate(batch, batch.first):
-        name = f"{batch.header.stream.hex()}/{batch.header.seq}/{place}"
-        if row and (
-            batch.type != "metric"
-            or (record.step, record.time) != (row[0].step, row[0].time)
-            or record.key in keys
-            or name in held
-        ):
-            yield names, row
-            names, row, keys = [], [], set()
-        if name not in held:
-            names.append(name)
-            row.append(record)
-            keys.add(record.key)
-    if row:
-        yield names, row
+def _first_time(batch: Batch) -> float:
+    """When the batch's first record was logged; now, where that is no date."""
+    when = batch.records[0].time
+    return when if 0 < when < 2**32 else time.time()
 
 
 def _column(key: str) -> str:

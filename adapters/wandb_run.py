@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from zmqtrack.records import Record, RunKey
+from zmqtrack.rows import Axes
 
 from .base import safe_name
+from .wandb_rows import Row, Rows, names_in
 
 __all__ = ["ANNOUNCES", "FLUSH_INTERVAL", "Run"]
 
@@ -35,6 +37,12 @@ ANNOUNCES = {
     "zmqtrack/artifact": "artifact",
     "zmqtrack/end": "exit",
 }
+
+OWN_COLUMNS = ("zmqtrack/id", "zmqtrack/step", "zmqtrack/summary")
+#: Greatest step of a writer that becomes W&B's own ``_step``: from there it could not go on.
+MAX_OWN_STEP = 2**53
+#: Longest W&B tag.
+MAX_LABEL = 64
 
 _BLOCK = 32 * 1024
 
@@ -51,18 +59,31 @@ class Run:
         #: Names of the records that need no writing, from offset ``since`` to ``top``.
         self.held: set[str] = set()
         self.top = 0
+        #: Something was told that W&B is to know, though nothing was logged.
+        self.changed = False
+        self._untold: dict[str, str] = {}  # of the summary
         #: Records by kind that wandb was given, and that the ``.wandb`` file has.
         self.handed: Counter[str] = Counter()
         self._seen: Counter[str] = Counter()
         self._files: list[Path] = []  # not yet synced
         self._log: _TransactionLog | None = None
         self._memo_file = folder / "zmqtrack" / f"{self.id}.json"
-        self.memo: dict[str, Any] = {"config": {}, "labels": [], "exit": None, "step": 0}
+        self.memo: dict[str, Any] = _new_memo()
         if self._memo_file.exists():
-            self.memo = json.loads(self._memo_file.read_text())
+            self.memo.update(json.loads(self._memo_file.read_text()))
         self._saved = json.dumps(self.memo)
         for path in (folder / "wandb").glob(f"*run-*-{self.id}*/run-{self.id}.wandb"):
             self._recall(_tail(path, since))
+        #: Rows that may still go on; what was published meanwhile is none of them any more.
+        self.rows = Rows([row for row in self.memo["rows"] if not self._published(row)])
+        self.held.update(self.rows.names())
+        self.top = max([self.top, *(row["offset"] for row in self.rows.held())])
+        self.axes = Axes()
+        for pattern, facts in self.memo["define"].items():
+            self.axes.define(pattern, facts.get("step_metric"))
+
+    def _published(self, row: dict[str, Any]) -> bool:
+        return not self.held.isdisjoint(Row(**row).names())
 
     def _recall(self, records: Iterable[Any]) -> None:
         announced: list[str] = []
@@ -70,12 +91,10 @@ class Run:
         for record in records:
             row = _columns(record)
             if "zmqtrack/id" in row:
-                first, _, offset = json.loads(row["zmqtrack/id"]).rpartition("@")
-                self.top = max(self.top, int(offset))
+                columns = sum(not k.startswith(("_", "zmqtrack/")) for k in row)
                 kind = next((v for k, v in ANNOUNCES.items() if k in row), "")
-                batch, _, place = first.rpartition("/")
-                length = 1 if kind else sum(not k.startswith(("_", "zmqtrack/")) for k in row)
-                names = [f"{batch}/{int(place) + i}" for i in range(length)]
+                names, offset = names_in(json.loads(row["zmqtrack/id"]), 1 if kind else columns)
+                self.top = max(self.top, offset)
                 if kind:
                     announced = names
                 else:
@@ -87,62 +106,164 @@ class Run:
                 self.memo["step"] = max(self.memo["step"], record.history.step.num + 1)
 
     def open(self, init: Any) -> None:
-        if self.wandb is None:
-            self.wandb = init(self)
-            folder = Path(self.wandb.sync_dir)
-            self._log = _TransactionLog(folder / f"run-{self.id}.wandb")
-            self._files += [folder, folder.parent]
-            self.handed = Counter(run=1)
-            self._seen = Counter()
+        if self.wandb is not None:
+            return
+        self.wandb = init(self)
+        folder = Path(self.wandb.sync_dir)
+        self._log = _TransactionLog(folder / f"run-{self.id}.wandb")
+        self._files += [folder, folder.parent]
+        self.handed = Counter(run=1)
+        self._seen = Counter()
+        self.changed = False
+        # The next row continues the steps of the run's earlier folders.
+        self.memo["step"] = max(self.memo["step"], self.wandb.step)
+        for own in (*OWN_COLUMNS, *ANNOUNCES):  # each by name: a user's "*" would win over a glob
+            self._define(own, {"hidden": True, "summary": "none"})
+        if "*" not in self.memo["define"]:
+            self._define("*", {})
+        for pattern, facts in self.memo["define"].items():
+            self._define(pattern, facts)
+        if self._untold:
+            self.wandb.summary.update(self._untold)
+            self._untold = {}
 
-    def configure(self, values: dict[str, Any], init: Any, labels: Sequence[str] = ()) -> None:
+    # --- what is told of a run ------------------------------------------------------------
+
+    def configure(self, values: dict[str, Any], labels: Sequence[str] = ()) -> None:
         known, dumps = self.memo["config"], json.dumps
         values = {k: v for k, v in values.items() if k not in known or dumps(known[k]) != dumps(v)}
         labels = [label for label in dict.fromkeys(labels) if label not in self.memo["labels"]]
-        if not values and not labels:
+        if values:
+            self.memo["config"] = {**known, **values}
+        self.memo["labels"] += labels
+        if self.wandb is None:  # it will be opened with all of it
+            self.changed = self.changed or bool(values or labels)
             return
-        self.open(init)
         if values:
             self.wandb.config.update(values, allow_val_change=True)
             self.handed["config"] += 1
-            self.memo["config"] = {**known, **values}
         if labels:
-            self.memo["labels"] += labels
-            self.wandb.tags = self.memo["labels"]
+            self._label()
+
+    def labels(self, others: Sequence[str] = ()) -> list[str]:
+        """The W&B tags."""
+        if others:
+            self.memo["others"] = list(others)
+        parts = self.memo["others"], self.memo["labels"], self.memo["tags"]
+        return list(dict.fromkeys(label for part in parts for label in part))
+
+    def _label(self) -> None:
+        self.wandb.tags = self.labels()
+        self.handed["run"] += 1
+
+    def describe(self, what: str, value: str) -> None:
+        """Tell W&B's own ``tags``, ``notes``, ``display_name`` or ``job_type``."""
+        told: Any = value
+        if what == "tags":
+            told = [label for label in value.split(", ") if 0 < len(label) <= MAX_LABEL]
+        if self.memo[what] == told:
+            return
+        self.memo[what] = told
+        if self.wandb is None:
+            self.changed = True
+        elif what == "tags":
+            self._label()
+        elif what != "job_type":  # which wandb takes at the start of a run only
+            setattr(self.wandb, "name" if what == "display_name" else what, value)
             self.handed["run"] += 1
 
-    def log(self, rows: list[dict[str, Any]]) -> None:
-        if not self.handed["history"] and self.memo["step"] > self.wandb.step:
-            # Logs nothing; the next row continues the steps of the run's earlier folders.
-            self.wandb.log({}, step=self.memo["step"])
-        for row in rows:
-            for key, value in row.items():
-                if hasattr(value, "bind_to_run"):  # under wandb's own name "../" would escape
-                    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", key)[-100:].strip("._")
-                    value.bind_to_run(self.wandb, name, self.handed["history"])
-                    self._files += [Path(value._path), Path(value._path).parent]
-            self.handed["history"] += 1
-        self._publish(rows)
+    def define(self, pattern: str, facts: dict[str, Any]) -> None:
+        """Define a metric, or by a pattern many, as :class:`zmqtrack.rows.Axes` has it."""
+        if self.memo["define"].get(pattern) == facts:
+            return
+        self.memo["define"][pattern] = facts
+        self.axes.define(pattern, facts.get("step_metric"))
+        if self.wandb is None:
+            self.changed = True
+        else:
+            self._define(pattern, facts)
 
-    def _publish(self, rows: list[dict[str, Any]]) -> None:
+    def _define(self, pattern: str, facts: dict[str, Any]) -> None:
+        import wandb
+
+        given = {k: v for k, v in facts.items() if k in ("hidden", "summary", "step_sync")}
+        axis = facts.get("step_metric")
+        # step_sync would give rows that have no step the last one.
+        own = {"step_metric": "zmqtrack/step", "step_sync": False}
+        if pattern.startswith("zmqtrack/"):
+            own = {}
+        elif axis is not None:
+            own = {"step_metric": axis}
+        try:
+            self.wandb.define_metric(pattern, overwrite=True, **{**own, **given})
+        except (wandb.Error, TypeError):  # what another version of wandb took
+            self.wandb.define_metric(pattern, overwrite=True, **own)
+        self.handed["metric"] += 1
+
+    def summarise(self, key: str, value: str) -> None:
+        """Set an item of the summary, told by a tag."""
+        if self.memo["summary"].get(key) == value:
+            return
+        self.memo["summary"][key] = value
+        if self.wandb is None:
+            self._untold[key] = value
+            self.changed = True
+        else:
+            self.wandb.summary.update({key: value})
+
+    # --- rows -----------------------------------------------------------------------------
+
+    def bind(self, key: str, media: Any) -> Any:
+        """Put a medium into the run's folder; returns what stands in its column."""
+        # Under wandb's own name "../" would escape.
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", key)[-100:].strip("._")
+        if hasattr(media, "bind_to_run"):
+            media.bind_to_run(self.wandb, name, self.handed["history"])
+        if getattr(media, "_path", None):
+            self._files += [Path(media._path), Path(media._path).parent]
+        return media.to_json(self.wandb)
+
+    def publish(self, rows: Sequence[Row]) -> None:
+        """Hand rows over, each with the next ``_step``."""
+        requests: list[tuple[int, dict[str, Any]]] = []
+        for row in rows:
+            if assigned := row.columns.get("zmqtrack/summary"):
+                self._publish(requests)  # else they would set the summary behind it
+                requests = []
+                self.wandb.summary.update(assigned)  # on disk no later than its row
+            step = self.memo["step"]
+            if row.whole and row.step is not None and step < row.step < MAX_OWN_STEP:
+                step = row.step
+            self.memo["step"] = step + 1
+            columns = {"_timestamp": row.time, **_captioned(row.columns), "zmqtrack/id": row.id()}
+            if row.step is not None:
+                columns["zmqtrack/step"] = row.step
+            requests.append((step, columns))
+        self._publish(requests)
+
+    def _publish(self, rows: Sequence[tuple[int, dict[str, Any]]]) -> None:
         """What ``run.log`` does for each row, without its change of thread: 6 times faster."""
         from wandb.proto import wandb_internal_pb2, wandb_server_pb2
 
+        self.handed["history"] += len(rows)
         run, requests = self.wandb, []
         try:
             interface = run._interface
             assign, client, asyncer = interface._assign, interface._client, interface._asyncer
         except AttributeError:  # another wandb
-            for row in rows:
-                run.log(row)
+            for step, columns in rows:
+                run.log(columns, step=step, commit=True)
             return
-        for row in rows:
+        for step, columns in rows:
             record = wandb_internal_pb2.Record()
             record.control.local = True
-            for key, value in row.items():
-                item = record.request.partial_history.item.add()
+            history = record.request.partial_history
+            for key, value in columns.items():
+                item = history.item.add()
                 item.key = key
-                item.value_json = json.dumps(value, default=lambda media: media.to_json(run))
+                item.value_json = json.dumps(value)
+            history.step.num = step
+            history.action.flush = True
             assign(record)
             requests.append(wandb_server_pb2.ServerRequest(record_publish=record))
 
@@ -190,6 +311,7 @@ class Run:
         for path in dict.fromkeys(self._files):
             _sync(path)
         self._files.clear()
+        self.memo["rows"] = self.rows.held()
         memo = json.dumps(self.memo)
         if memo != self._saved:
             new = self._memo_file.with_suffix(".new")
@@ -215,6 +337,24 @@ class Run:
         if self._log:
             self._log.file.close()
         self.wandb = self._log = None
+
+
+def _new_memo() -> dict[str, Any]:
+    """What is remembered of a run: what W&B would forget when it is opened again."""
+    return {
+        "config": {}, "labels": [], "others": [], "tags": [], "notes": "", "display_name": "",
+        "job_type": "", "summary": {}, "define": {}, "exit": None, "step": 0, "rows": [],
+    }  # fmt: skip
+
+
+def _captioned(columns: dict[str, Any]) -> dict[str, Any]:
+    """Put a caption that came beside an image into the image, as W&B has it."""
+    for key in [key for key in columns if key.endswith(".caption")]:
+        image = columns.get(key.removesuffix(".caption"))
+        if isinstance(image, dict) and image.get("_type") == "image-file":
+            columns = {**columns, key.removesuffix(".caption"): {**image, "caption": columns[key]}}
+            del columns[key]
+    return columns
 
 
 class _TransactionLog:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import resource
 import signal
 import sqlite3
 import sys
@@ -21,7 +20,7 @@ from zmqtrack.errors import ConfigError, KeyFileError, ZMQTrackError
 try:
     from zmqtrack.config import Config, Located
 
-    from . import checking, configuration
+    from . import checking, configuration, descriptors
     from .broker import Broker
     from .configuration import Reloader
     from .journal import Journal
@@ -33,8 +32,6 @@ except ImportError as missing:
     sys.exit(f"zmqtrackd needs {missing.name}: pip install 'zmqtrack[daemon]'")
 
 EX_CONFIG = 78
-#: Open files that we ask for: each writer has two connections, and the usual limit is 1024.
-OPEN_FILES = 65_536
 
 log = logging.getLogger("zmqtrack.daemon")
 
@@ -59,6 +56,9 @@ def main() -> int:
     except ConfigError as error:
         logs.complain(str(error))
         return EX_CONFIG
+    except ZMQTrackError as error:
+        logs.complain(str(error))
+        return 1
     daemon = located.config.daemon
     logs.configure(daemon.log_level, daemon.log_format, "zmqtrackd")
     try:
@@ -100,7 +100,7 @@ def serve(located: Located, notifier: Notifier) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _: stopping.append(received))
     signal.signal(signal.SIGHUP, lambda received, _: hangups.append(received))
-    _raise_limit_of_open_files()
+    descriptors.raise_limit()
     with notifier.extending("recovering"):
         journal = Journal(config.daemon.state_dir)
         broker = Broker(config.daemon, journal, config.adapters)
@@ -169,13 +169,6 @@ def _telemetry(config: Config) -> Telemetry | None:
     (config.daemon.state_dir / "telemetry-address").write_text(telemetry.address + "\n")
     log.info("telemetry at http://%s/metrics", telemetry.address)
     return telemetry
-
-
-def _raise_limit_of_open_files() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from zmqtrack.keyring import ROLES, Client, KeyRing
 from zmqtrack.keys import Key
 from zmqtrack.records import RESERVED, VOCABULARY
 
+from . import descriptors
 from .audit import Audit
 
 __all__ = ["ANYBODY", "Auth", "grants"]
@@ -154,18 +155,31 @@ class Auth:
         """Take in what has changed in the folder; where that cannot be read, nobody is let in."""
         self._due = time.monotonic() + LOOK
         try:
-            if ring.version() != self._version:
-                self._load(ring)
+            with descriptors.spare():
+                if ring.version() != self._version:
+                    self._load(ring)
             self._said = ""
         except (KeyFileError, OSError) as error:
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-                return  # no file can be opened just now: what we know still holds
+                self._shut_out_changed(ring)
+                return
             if str(error) != self._said:
                 self._said = str(error)
                 log.error("%s: nobody is let in until that is mended", error)
                 self._audit.write("closed", "", str(error))
             self._version = 0
             self._replace({self._adapters[0].decode(): ADAPTERS})
+
+    def _shut_out_changed(self, ring: KeyRing) -> None:
+        """No file can be opened just now: a client whose file is another one may be revoked."""
+        kept = {
+            public: client
+            for public, client in self._clients.items()
+            if client is ADAPTERS or not ring.has_changed(client.name)
+        }
+        if len(kept) < len(self._clients):
+            self._version = 0  # of the others we learn when files can be opened again
+            self._replace(kept)
 
     def _load(self, ring: KeyRing) -> None:
         version = ring.version()

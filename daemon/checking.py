@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zmqtrack.config import Located
-from zmqtrack.errors import ConfigError
+from zmqtrack.errors import ConfigError, ZMQTrackError
 
 from . import configuration
 from .prober import try_trackers
@@ -19,17 +19,20 @@ EX_CONFIG = 78
 
 
 def check(path: Path, *, connect: bool, timeout: float, as_json: bool) -> int:
-    """Print what was found, and return the exit code: 78 bad, 1 a tracker cannot be used, 0 good.
+    """Print what was found, and return the exit code: 78 bad, 1 a tracker cannot be used, or
+    nothing could be found out, 0 good.
 
     Trackers are tried only with ``connect``, each for ``timeout`` seconds.
     """
     problems: list[str] = []
+    code = EX_CONFIG
     hints: list[str] = []
     trackers: list[dict[str, Any]] = []
     try:
         located = configuration.read_located(path)
         hints = located.hints()
-    except ConfigError as error:
+    except ZMQTrackError as error:
+        code = EX_CONFIG if isinstance(error, ConfigError) else 1
         problems = str(error).splitlines()
         if not as_json:
             print(error, file=sys.stderr)
@@ -43,7 +46,7 @@ def check(path: Path, *, connect: bool, timeout: float, as_json: bool) -> int:
     if as_json:
         found = {"file": str(path), "problems": problems, "hints": hints, "trackers": trackers}
         print(json.dumps(found, indent=2))
-    return EX_CONFIG if problems else int(not all(each["ok"] for each in trackers))
+    return code if problems else int(not all(each["ok"] for each in trackers))
 
 
 def _connect(located: Located, timeout: float, *, as_json: bool) -> list[dict[str, Any]]:

@@ -70,9 +70,16 @@ def read(path: Path, inquiry: Inquiry | None = None) -> Located:
 
     Raises:
         ConfigError: see :func:`zmqtrack.config.load`.
+        ZMQTrackError: it could not be checked; nothing says that it is bad.
     """
     located = load(path)
-    problems = _problems(located.config.adapters, inquiry or Inquiry())
+    inquiry = inquiry or Inquiry()
+    problems = _problems(located.config.adapters, inquiry)
+    if inquiry.killed:
+        raise ZMQTrackError(
+            f"{path}: not checked: the process that looks at the adapters was killed, as happens "
+            "when memory is short. Nothing says that the configuration is bad: try again"
+        )
     if problems:
         raise ConfigError(
             [f"{located.where(index, keys)}: {message}" for index, keys, message in problems]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import reprlib
 import time
 from collections import Counter
@@ -16,11 +17,12 @@ from zmqtrack import __version__, wire
 from zmqtrack.config import AdapterConfig
 from zmqtrack.errors import ControlError, FrameError
 from zmqtrack.keyring import Client
-from zmqtrack.records import MAX_INT, RunKey, check_name, check_type
+from zmqtrack.records import MAX_INT, NOT_CARRIED, RunKey, check_name, check_type
 
 from .auth import ADAPTERS
 from .intake import QUARANTINE
-from .journal import Cursor, DeadLetter, Stream
+from .journal import Cursor, DeadLetter, Run, Stream
+from .sites import Beat, Who
 
 if TYPE_CHECKING:
     from .broker import Broker
@@ -34,11 +36,14 @@ MAX_CURSORS, MAX_TYPES, MAX_COUNTERS, MAX_COUNTER_BYTES = 20, 100, 200, 4096
 PAGE_BYTES = 8 << 20
 #: Longest that a tracker is tried, in seconds.
 MAX_PROBE = 60
-#: Streams that a status tells of.
-STATUS_STREAMS = 1000
-#: Bytes that they and their runs, losses, and the sums of further losses may take of the one
-#: message that an answer is. The rest of it is for adapters.
-STREAM_BYTES, LOSS_BYTES, REST_BYTES = 250_000, 120_000, 30_000
+#: Marks of its family that a writer may have, and how the name of its machine looks.
+MAX_MARKS = 16
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,255}")
+#: Streams, and runs, that a status tells of.
+STATUS_STREAMS = STATUS_RUNS = 1000
+#: Bytes that streams, runs, losses, what is not carried, and the sums of further ones of these two
+#: may take of the one message that an answer is. The rest of it is for adapters.
+STREAM_BYTES, LOSS_BYTES, NOT_CARRIED_BYTES, REST_BYTES = 250_000, 80_000, 40_000, 15_000
 #: The site under which a status tells of losses that had no room.
 OTHERS = "(others)"
 
@@ -160,7 +165,7 @@ class Control:
             you={"name": request["client"].name, "roles": sorted(request["client"].roles)},
             sizes={
                 name: getattr(self._broker.intake.limits.config, name)
-                for name in ("text", "image", "artifact")
+                for name in ("text", "image", "artifact", "value")
             },
         )
 
@@ -191,8 +196,8 @@ class Control:
         return seq
 
     def _beat(self, identity: bytes, request: dict[str, Any]) -> None:
-        """A writer lives, and says how it is. Nothing is answered."""
-        step, clock = request.get("step"), request["time"]  # what is nil is not on the wire
+        """A writer lives, and says how it is. The answer tells it that the way is open."""
+        clock = request["time"]
         if type(clock) is not float or not math.isfinite(clock):
             raise ValueError("the time is no number")
         self._broker.intake.note_beat(
@@ -200,8 +205,9 @@ class Control:
             identity,
             request["stream"],
             RunKey(*(check_name("name", name) for name in request["run"])),
-            (_number(request["spooled"]), None if step is None else _number(step, -MAX_INT), clock),
+            Beat(_number(request["waiting"]), clock, _who(request)),
         )
+        self._answer(identity, request, "heard")
 
     # --- adapters -----------------------------------------------------------------------------
 
@@ -405,20 +411,29 @@ class Control:
 
     def _status(self, identity: bytes, request: dict[str, Any]) -> None:
         facts = self.facts(STREAM_BYTES)
-        facts["losses"] = _that_fit(facts["losses"])
+        facts["losses"] = _that_fit(facts["losses"], LOSS_BYTES, "other")
+        facts["not_carried"] = _that_fit(
+            facts["not_carried"], NOT_CARRIED_BYTES, f"{NOT_CARRIED}other"
+        )
         self._answer(identity, request, "status", **facts)
 
     def facts(self, stream_bytes: int | None = None) -> dict[str, Any]:
         """All that there is to tell; a few milliseconds' work.
 
-        Of streams and their runs what fits into ``stream_bytes``, each: those seen last.
+        Of streams, and of runs, what fits into ``stream_bytes``, each: those seen last.
         """
         head = self._journal.head
         streams, total = self._journal.streams(STATUS_STREAMS)
+        runs, runs_total = self._journal.runs(STATUS_RUNS)
+        sites = [self._site_facts(RunKey(*run), facts) for run, facts in runs]
         if stream_bytes is not None:
             last_first = sorted(streams, key=lambda item: -item[1].last_seen)
             n = _how_many(map(_stream_facts, last_first), stream_bytes)
             streams = sorted(last_first[:n], key=lambda item: item[1].first_seen)
+            sites = sites[: _how_many(sites, stream_bytes)]
+        counts = [
+            {"reason": reason, "site": site, "n": n} for reason, site, n in self._journal.counters()
+        ]
         dead = self._journal.count_dead_letters()
         cursors = {name: Cursor(0, 0, b"", {}, 0.0) for name in self._configured}
         cursors |= dict(self._journal.cursors())
@@ -454,42 +469,32 @@ class Control:
             },
             "quarantined": dead.get(QUARANTINE, 0),
             "adapters": adapters,
-            "sites": self._sites(streams),
+            "sites": sites[::-1],  # those that were seen last come last
+            "runs_total": runs_total,
             "streams": list(map(_stream_facts, streams)),
             "streams_total": total,
-            "losses": [
-                {"reason": reason, "site": site, "n": n}
-                for reason, site, n in self._journal.counters()
-            ],
+            "losses": [each for each in counts if not _is_not_carried(each)],
+            "not_carried": list(filter(_is_not_carried, counts)),
         }
 
-    def _sites(self, streams: list[tuple[bytes, Stream]]) -> list[dict[str, Any]]:
-        """Of each run of a site, how it is; those that were seen last come last."""
-        found: dict[tuple[str, str, str], dict[str, Any]] = {}
-        stale = time.monotonic() - self._broker.config.stale_after
-        for stream, known in sorted(streams, key=lambda item: item[1].last_seen):
-            if stream == self._broker.intake.own_stream(RunKey(*known.run)):
-                continue  # that we say that it is over is no sign of life
-            facts = found.pop(known.run, None)
-            if facts is None:
-                facts = dict(zip(("experiment", "run", "site"), known.run, strict=True))
-                facts |= {"records": 0, "streams": 0, "spooled": None, "step": None}
-            facts["records"] += known.records
-            facts["streams"] += 1
-            facts["last_seen"] = known.last_seen
-            found[known.run] = facts
-        for run, facts in found.items():
-            facts["step"] = self._broker.intake.sites.last_step(RunKey(*run))
-            life = self._broker.intake.sites.life(RunKey(*run))
-            if life is None:
-                facts["state"] = self._journal.run_state(run) or "ended"
-                continue
+    def _site_facts(self, run: RunKey, known: Run) -> dict[str, Any]:
+        """How a run of a site is. ``writers``: those of several jobs that wrote at once."""
+        facts = run._asdict() | {
+            "state": known.state or "ended",
+            "records": known.records,
+            "step": known.step,
+            "streams": known.streams,
+            "waiting": None,
+            "last_seen": known.last_seen,
+            "writers": msgpack.unpackb(known.writers) if known.writers else [],
+        }
+        if life := self._broker.intake.sites.life(run):
+            stale = time.monotonic() - self._broker.config.stale_after
             facts["state"] = "stale" if life.heard < stale else "active"
-            facts["last_seen"] = max(
-                facts["last_seen"], time.time() - (time.monotonic() - life.heard)
-            )
-            facts["spooled"] = life.spooled(stale)
-        return list(found.values())
+            heard = time.time() - (time.monotonic() - life.heard)
+            facts["last_seen"] = max(known.last_seen, heard)
+            facts["waiting"] = life.waiting(stale)
+        return facts
 
     def _forget(self, identity: bytes, request: dict[str, Any]) -> None:
         """An adapter that is no longer configured will not come back: drop its cursor."""
@@ -646,6 +651,21 @@ class Control:
         )
 
 
+def _who(request: dict[str, Any]) -> Who | None:
+    """The process that a beat comes from, if it says."""
+    marks = request.get("family")
+    if not marks:
+        return None
+    if type(marks) is not list or len(marks) > MAX_MARKS:
+        raise ValueError(f"the family is no array of 1 to {MAX_MARKS} marks")
+    if any(type(mark) is not bytes or len(mark) != 8 for mark in marks):
+        raise ValueError("a mark of the family has not 8 bytes")
+    host = request["host"]
+    if type(host) is not str or not _HOST.fullmatch(host):
+        raise ValueError(f"{reprlib.repr(host)} is no host's name")
+    return Who(host, _number(request["pid"]), frozenset(marks))
+
+
 def _ids(numbers: Sequence[Any]) -> list[int]:
     """Numbers of dead letters, no more than a statement of the database takes."""
     if len(numbers) > 1000:
@@ -684,10 +704,15 @@ def _how_many(facts: Iterable[Any], room: int) -> int:
     return n
 
 
-def _that_fit(losses: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _is_not_carried(count: dict[str, Any]) -> bool:
+    """It counts what a syntax cannot carry: nothing that was logged is lost."""
+    return bool(count["reason"].startswith(NOT_CARRIED))
+
+
+def _that_fit(losses: list[dict[str, Any]], room: int, other: str) -> list[dict[str, Any]]:
     """The largest, and of each reason the sum of the others: all together they are as many."""
     ordered = sorted(losses, key=lambda loss: -loss["n"])
-    told = ordered[: _how_many(ordered, LOSS_BYTES)]
+    told = ordered[: _how_many(ordered, room)]
     sums: Counter[str] = Counter()
     for loss in ordered[len(told) :]:
         sums[loss["reason"]] += loss["n"]
@@ -696,7 +721,7 @@ def _that_fit(losses: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
     n = _how_many(rest, REST_BYTES)
     if n < len(rest):  # reasons may be writers' own words
-        rest[n:] = [{"reason": "other", "site": OTHERS, "n": sum(loss["n"] for loss in rest[n:])}]
+        rest[n:] = [{"reason": other, "site": OTHERS, "n": sum(loss["n"] for loss in rest[n:])}]
     return sorted(told, key=lambda loss: (loss["reason"], loss["site"])) + rest
 
 

@@ -16,7 +16,7 @@ __all__ = ["LAYOUT", "JournalError", "open_database"]
 log = logging.getLogger("zmqtrack.daemon")
 
 #: Version of the tables below.
-LAYOUT = 1
+LAYOUT = 2
 
 #: A journal that was closed in order is looked through at the start up to this size, in bytes.
 CHECKED_AT_START = 256 << 20
@@ -32,7 +32,6 @@ CREATE TABLE IF NOT EXISTS stream (
     id BLOB PRIMARY KEY, seq INTEGER NOT NULL, experiment TEXT NOT NULL, run TEXT NOT NULL,
     site TEXT NOT NULL, records INTEGER NOT NULL, first_seen REAL NOT NULL,
     last_seen REAL NOT NULL) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS stream_of_site ON stream (site, experiment, run);
 CREATE TABLE IF NOT EXISTS cursor (
     name TEXT PRIMARY KEY, offset INTEGER NOT NULL, session INTEGER NOT NULL,
     note BLOB NOT NULL, counters BLOB NOT NULL, time REAL NOT NULL,
@@ -42,9 +41,14 @@ CREATE TABLE IF NOT EXISTS dead_letter (
     header BLOB NOT NULL, body BLOB NOT NULL, place INTEGER NOT NULL, reason TEXT NOT NULL,
     time REAL NOT NULL, retry INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS dead_letter_of ON dead_letter (adapter, header, place);
-CREATE TABLE IF NOT EXISTS run_state (
-    experiment TEXT NOT NULL, run TEXT NOT NULL, site TEXT NOT NULL, state TEXT NOT NULL,
+CREATE TABLE IF NOT EXISTS run (
+    experiment TEXT NOT NULL, run TEXT NOT NULL, site TEXT NOT NULL,
+    state TEXT NOT NULL DEFAULT '', records INTEGER NOT NULL DEFAULT 0, step INTEGER,
+    streams INTEGER NOT NULL DEFAULT 0, last_seen REAL NOT NULL DEFAULT 0,
+    writers BLOB NOT NULL DEFAULT x'',
     PRIMARY KEY (experiment, run, site)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS run_by_last_seen ON run (last_seen);
+CREATE INDEX IF NOT EXISTS run_by_state ON run (state);
 CREATE TABLE IF NOT EXISTS counter (
     reason TEXT NOT NULL, site TEXT NOT NULL, n INTEGER NOT NULL,
     PRIMARY KEY (reason, site)) WITHOUT ROWID;
@@ -57,7 +61,7 @@ TABLES = (
     ("cursor", "name"),
     ("dead_letter", "id"),
     ("counter", "reason || char(0) || site"),
-    ("run_state", "experiment || char(0) || run || char(0) || site"),
+    ("run", "experiment || char(0) || run || char(0) || site"),
 )
 
 

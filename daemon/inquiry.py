@@ -22,6 +22,9 @@ class Inquiry:
     """Asks about one list of adapters after the other; another thread may :meth:`close` it."""
 
     def __init__(self) -> None:
+        #: Somebody else killed the process that was asked last, as the kernel does when memory
+        #: is short: that says nothing of what was asked.
+        self.killed = False
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None  # not reaped yet
         self._closed = False
@@ -51,6 +54,7 @@ class Inquiry:
         assert process.stdin is not None and process.stdout is not None
         self._process = process
         late = threading.Event()
+        died = False
         watch = self._watch(process, patience, late)
         try:
             if self._closed:
@@ -63,6 +67,7 @@ class Inquiry:
                 line = process.stdout.readline()
                 if not line.endswith("\n"):  # it has ended, perhaps on the way
                     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+                    died = not self._closed
                     break
                 watch.cancel()
                 tell(json.loads(line))
@@ -76,6 +81,7 @@ class Inquiry:
             process.stdout.close()
             with suppress(BrokenPipeError):
                 process.stdin.close()
+        self.killed = code == -signal.SIGKILL and died and not late.is_set()
         if late.is_set():
             return f"nothing was heard of it within {patience:g} s"
         return f"its process ended ({how_it_ended(code)})"

@@ -13,13 +13,14 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 
+import msgpack
 import zmq
 
 from zmqtrack import peek, wire
 from zmqtrack.config import DaemonConfig
 from zmqtrack.errors import ControlError, FrameError
 from zmqtrack.keyring import Client
-from zmqtrack.records import RESERVED, Record, RunKey
+from zmqtrack.records import RESERVED, UNCUT, Record, RunKey
 from zmqtrack.wire import Header
 
 from . import sockets
@@ -29,7 +30,7 @@ from .journal import DeadLetter, Journal, Stream
 from .limits import Exceeded, Limits
 from .refusals import Refusals
 from .room import Room
-from .sites import Life, Sites
+from .sites import Beat, Life, Sites
 
 __all__ = ["QUARANTINE", "Intake"]
 
@@ -49,9 +50,18 @@ IDLE = 60.0
 RESUME_AGAIN = 1.0
 #: Streams of which is remembered when that was; and which writers are known.
 REMEMBERED, ROUTES = 10_000, 100_000
-
-#: What a writer says of itself: records in its spool, step and time of what it logged last.
-Beat = tuple[int, "int | None", float]
+#: The tag that tells of a run that went without a word what is known of its end.
+END_TAG = "zmqtrack.end"
+#: The log tells of writers that are mixed at most so often (seconds).
+TELL_AGAIN = 1.0
+#: What to do about them.
+APART = (
+    "Give each its own site (ZMQTRACK_SITE, or site=); if they are one job, the same ZMQTRACK_JOB"
+)
+APART_WITH_KEYS = (
+    "Give each its own run (ZMQTRACK_RUN), or a site with a key of its own (zmqtrack keys new "
+    "SITE); if they are one job, the same ZMQTRACK_JOB"
+)
 
 
 class Intake:
@@ -74,8 +84,8 @@ class Intake:
     ) -> None:
         assert config.ingest is not None
         self.socket, self.address = sockets.bind(context, auth, zmq.PULL, config.ingest)
-        self.limits = Limits(config.limits, journal.runs_of)
-        self.sites = Sites(RunKey(*run) for run in journal.open_runs())
+        open_runs = [RunKey(*run) for run in journal.open_runs()]
+        self.limits, self.sites = Limits(config.limits, open_runs), Sites(open_runs)
         self.received = self.duplicates = 0
         self._auth = auth
         self._config = config
@@ -88,6 +98,7 @@ class Intake:
         self._promised: list[list[bytes]] = []  # whole messages that wait for it too
         self._resumed: dict[bytes, tuple[int, float]] = {}
         self._slowed: dict[bytes, float] = {}  # streams that were told to wait, and when
+        self._told = -TELL_AGAIN  # when the log told last of writers that are mixed
 
     def configure(self, config: DaemonConfig) -> None:
         """Another configuration is in force."""
@@ -122,6 +133,8 @@ class Intake:
         if data_type in RESERVED - {"lost", "probe"}:
             raise FrameError("bad_type", f"{data_type!r} is the daemon's own word")
         header = wire.decode_header(frames[1])
+        if header.in_pieces and data_type in UNCUT:
+            raise FrameError("bad_type", f"a {data_type} in pieces")
         self.received += 1
         known = self._journal.stream(header.stream)
         last = known.seq if known else 0
@@ -383,6 +396,7 @@ class Intake:
         run = header.run
         if data_type == "run" and "end" in _keys(header, body):
             self.sites.end(run, header.stream)
+            self.limits.end_run(run, header.stream)
             self._journal.set_run(run, "ended")
         elif self.sites.life(run) is None and self._comes_too_late(header):
             pass  # nobody would end that run again
@@ -396,7 +410,7 @@ class Intake:
         ) == "ended" and not self.sites.beats_since_the_end(header.run, header.stream)
 
     def note_beat(
-        self, client: Client, identity: bytes, stream: bytes, run: RunKey, facts: Beat
+        self, client: Client, identity: bytes, stream: bytes, run: RunKey, beat: Beat
     ) -> None:
         """A writer says that it lives: its run is open, unless that very writer has ended it.
 
@@ -410,14 +424,40 @@ class Intake:
         if (known and known.run != run) or self.limits.wait(run.site, 0):
             return
         # Where it has greeted before we were started again, it has no reason to do so anew.
-        if stream not in self._routes and (known is None or not self._may_begin(stream, run)):
+        if stream in self._routes:
+            self.limits.hear(stream, run)
+        elif known is None or not self._may_begin(stream, run):
             return
         self.set_route(stream, identity)
         if self.sites.life(run) is not None:
             self.sites.hear(run)
         elif not self._room.none and not self.sites.is_over_for(stream):
-            self._open_again(run, clock=facts[2])
-        self.sites.beat(run, stream, *facts)
+            self._open_again(run, clock=beat.clock)
+        life = self.sites.beat(run, stream, beat)
+        if life.told < len(life.mixed) and not self._room.none:
+            self._tell_of_each_other(run, life)
+
+    def _tell_of_each_other(self, run: RunKey, life: Life) -> None:
+        """Writers of one run that do not belong together: somebody forgot to name a site."""
+        mixed = life.mixed
+        life.told = len(mixed)
+        self._journal.set_writers(
+            run, msgpack.packb([{"host": each.host, "pid": each.pid} for each in mixed])
+        )
+        names = [f"process {each.pid} on {each.host[:64]}" for each in mixed]
+        detail = (
+            f"{', '.join(names[:-1])} and {names[-1]} write at the same time to run "
+            f"{'/'.join(run)}, and belong to different jobs: their points are mixed. "
+            f"{APART_WITH_KEYS if self._config.keys else APART}"
+        )
+        if time.monotonic() - self._told >= TELL_AGAIN:  # status names all of them
+            self._told = time.monotonic()
+            log.warning("%s", detail)
+        for family in mixed:
+            message = wire.encode_control(
+                "notice", stream=family.stream, reason="mixed_writers", detail=detail
+            )
+            self._tell(family.stream, message)
 
     def _open_again(self, run: RunKey, clock: float) -> None:
         """A run whose end was told turns out to have a writer that lives: trackers learn it too.
@@ -425,31 +465,40 @@ class Intake:
         By a start without facts, a moment after the end that we gave it.
         """
         state = self._journal.run_state(run)
-        if state == "killed":
+        if state in ("killed", "left"):
             after = max(clock, self.sites.last_clock(run)) + 0.001
-            body = wire.encode_body([Record("start", {}, None, after)])
-            self._append_own("run", _name(run), Header(b"", 0, run, 1), body)
-        if state in ("killed", "ended"):
+            self._say_of(run, "run", Record("start", {}, None, after))
+            self._say_of(run, "tag", Record(END_TAG, "none: it is back", None, after))
+        if state in ("killed", "left", "ended"):
             self._journal.set_run(run, "open")
             self.sites.hear(run)
 
     def end_the_silent(self, lease: float) -> None:
-        """Runs that nothing was heard of for ``lease`` seconds end as killed, until they are back.
+        """Runs that nothing was heard of for ``lease`` seconds end, until they are back.
 
-        Trackers learn it by a batch, of a stream that is ours, one for each run key. It ends at
+        Trackers learn it by batches, of a stream that is ours, one for each run key. It ends at
         its writer's own time, so that what that logs later lies behind the end.
         """
         for run, life in self.sites.silent(lease):
-            told = "run %s was silent for %g s: it ends as killed, until it is back"
-            log.warning(told, "/".join(run), lease)
-            self._end(run, life)
+            waiting = life.last_waiting
+            state = "left" if waiting == 0 else "killed"
+            log.warning(
+                "run %s was silent for %g s: it ends as %s, until it is back; %s",
+                "/".join(run), lease, state, _what_waits(waiting),
+            )  # fmt: skip
+            life.clock = life.clock or time.time()
+            told = f"{state}: silent for {lease:g} s, without saying how it ended; "
+            told += _what_waits(waiting)
+            self._say_of(run, "tag", Record(END_TAG, told, None, life.clock))
+            self._say_of(run, "run", Record("end", state, None, life.clock))
+            self._journal.set_run(run, state)
+            self.sites.end(run)
+            self.limits.end_run(run)
 
-    def _end(self, run: RunKey, life: Life) -> None:
-        life.clock = life.clock or time.time()
-        body = wire.encode_body([Record("end", "killed", None, life.clock)])
-        self._append_own("run", _name(run), Header(b"", 0, run, 1), body)
-        self._journal.set_run(run, "killed")
-        self.sites.end(run)
+    def _say_of(self, run: RunKey, data_type: str, record: Record) -> None:
+        """Journal what we ourselves have to say of a run."""
+        body = wire.encode_body([record])
+        self._append_own(data_type, _name(run), Header(b"", 0, run, 1), body, own=True)
 
     def own_stream(self, run: RunKey) -> bytes:
         """That of what we ourselves say of a run."""
@@ -458,12 +507,23 @@ class Intake:
     def _own_stream(self, name: bytes) -> bytes:
         return hashlib.sha256(name + self._journal.epoch).digest()[:16]
 
-    def _append_own(self, data_type: str, name: bytes, header: Header, body: bytes) -> None:
+    def _append_own(
+        self, data_type: str, name: bytes, header: Header, body: bytes, *, own: bool = False
+    ) -> None:
         """Journal a batch that no writer sends, as the next of a stream that is ours."""
         stream = self._own_stream(name)
         known = self._journal.stream(stream)
         header = header._replace(stream=stream, seq=(known.seq if known else 0) + 1)
-        self._journal.append(data_type, header, body, time.time())
+        self._journal.append(data_type, header, body, time.time(), own=own)
+
+
+def _what_waits(records: int | None) -> str:
+    """At the writers of a run that went without a word, as far as that is known."""
+    if records is None:
+        return "what it had not sent yet is not known"
+    if records:
+        return f"{records} records waited at it when it was last heard of"
+    return "nothing waited at it when it was last heard of: it may have succeeded, or not"
 
 
 def _name(run: RunKey) -> bytes:

@@ -19,14 +19,15 @@ from typing import Any, NamedTuple
 import msgpack
 
 from zmqtrack import damage, wire
+from zmqtrack.records import NOT_CARRIED
 
 from .database import LAYOUT, JournalError, open_database
 
-__all__ = ["Cursor", "DeadLetter", "Entry", "Journal", "JournalError", "Stream"]
+__all__ = ["Cursor", "DeadLetter", "Entry", "Journal", "JournalError", "Run", "Stream"]
 
 log = logging.getLogger("zmqtrack.daemon")
 
-#: Loss counters of one site; the rest is counted together.
+#: Counters of one site, of each kind; the rest is counted together.
 MAX_REASONS = 64
 
 
@@ -48,6 +49,21 @@ class Stream(NamedTuple):
     records: int
     first_seen: float
     last_seen: float
+
+
+class Run(NamedTuple):
+    """What is known of a run key: all of it is durable.
+
+    ``step`` is the highest that its records have, as far as their headers say. ``writers`` tells
+    of those that wrote at the same time and belong to different jobs; nearly always nothing.
+    """
+
+    state: str = ""  # open, ended, left, killed; empty: nothing was taken of it
+    records: int = 0
+    step: int | None = None
+    streams: int = 0
+    last_seen: float = 0.0
+    writers: bytes = b""
 
 
 class Cursor(NamedTuple):
@@ -135,6 +151,8 @@ class Journal:
         self._appended: list[Entry] = []
         self._streams: dict[bytes, Stream] = {}  # a cache of the table
         self._changed: dict[bytes, Stream] = {}  # what the commit writes to it
+        #: What the commit adds to a run: records, step, streams, when.
+        self._growth: dict[tuple[str, str, str], tuple[int, int | None, int, float]] = {}
 
     # --- batches ------------------------------------------------------------------------------
 
@@ -153,12 +171,17 @@ class Journal:
         self._remember(stream, found)
         return found
 
-    def append(self, data_type: str, header: wire.Header, body: bytes, now: float) -> None:
-        """Add a batch behind the last one. It counts after :meth:`commit`."""
+    def append(
+        self, data_type: str, header: wire.Header, body: bytes, now: float, *, own: bool = False
+    ) -> None:
+        """Add a batch behind the last one. It counts after :meth:`commit`.
+
+        One of the daemon's ``own`` is no record of its run, and no sign of life.
+        """
         offset = self.head + len(self._appended) + 1
         header = header._replace(offset=offset, epoch=self.epoch)
         packed = wire.encode_header(header)
-        self._advance(header, header.seq, header.count, now)
+        self._advance(header, header.seq, header.count, now, own=own)
         self._db.execute(
             "INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -193,6 +216,7 @@ class Journal:
         """Take a writer's word that another journal acknowledged its batches up to ``seq``."""
         self._begin()
         self._changed[stream] = Stream(seq, run, 0, now, now)
+        self._grow(run, 0, None, 1, now)
 
     def commit(self) -> list[Entry]:
         """Make all that was appended durable, and return it.
@@ -205,10 +229,19 @@ class Journal:
                 "INSERT OR REPLACE INTO stream VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [(stream, new.seq, *new.run, *new[2:]) for stream, new in self._changed.items()],
             )
+            self._db.executemany(
+                "INSERT INTO run (experiment, run, site, records, step, streams, last_seen) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (experiment, run, site) DO UPDATE SET "
+                "records = records + excluded.records, streams = streams + excluded.streams, "
+                "step = max(coalesce(step, excluded.step), coalesce(excluded.step, step)), "
+                "last_seen = max(last_seen, excluded.last_seen)",
+                [(*run, *growth) for run, growth in self._growth.items()],
+            )
             self._db.execute("COMMIT")
             for stream, new in self._changed.items():
                 self._remember(stream, new)
             self._changed.clear()
+            self._growth.clear()
         appended, self._appended = self._appended, []
         self.head += len(appended)
         self._before = self.batches, self.bytes
@@ -221,6 +254,7 @@ class Journal:
             self.batches, self.bytes = self._before
         self._appended.clear()
         self._changed.clear()
+        self._growth.clear()
 
     @property
     def dirty(self) -> bool:
@@ -435,17 +469,20 @@ class Journal:
     # --- what is shown ------------------------------------------------------------------------
 
     def count(self, reason: str, site: str, n: int) -> None:
-        """Add to a durable loss counter; it counts after :meth:`commit`.
+        """Add to a durable counter; it counts after :meth:`commit`.
 
-        A reason may be a writer's own word: so many of a site have counters of their own.
+        A reason may be a writer's own word: so many of a site have counters of their own, as
+        losses and as what is not carried.
         """
         self._begin()
+        kind = NOT_CARRIED if reason.startswith(NOT_CARRIED) else ""
         reasons = self._db.execute(
-            "SELECT count(*), coalesce(sum(reason = ?), 0) FROM counter WHERE site = ?",
-            (reason, site),
+            "SELECT count(*), coalesce(sum(reason = ?1), 0) FROM counter "
+            "WHERE site = ?2 AND (substr(reason, 1, length(?3)) = ?3) = ?4",
+            (reason, site, NOT_CARRIED, bool(kind)),
         ).fetchone()
         if reasons[0] >= MAX_REASONS and not reasons[1]:
-            reason = "other"
+            reason = f"{kind}other"
         self._db.execute(
             "INSERT INTO counter VALUES (?, ?, ?) "
             "ON CONFLICT (reason, site) DO UPDATE SET n = n + excluded.n",
@@ -453,6 +490,7 @@ class Journal:
         )
 
     def counters(self) -> list[tuple[str, str, int]]:
+        """(reason, site, n): losses, and what is not carried (:data:`NOT_CARRIED`)."""
         return self._db.execute("SELECT reason, site, n FROM counter ORDER BY 1, 2").fetchall()
 
     def streams(self, limit: int) -> tuple[list[tuple[bytes, Stream]], int]:
@@ -467,26 +505,41 @@ class Journal:
         return found, total
 
     def set_run(self, run: tuple[str, str, str], state: str) -> None:
-        """A run is ``open``, has ``ended`` or was ``killed``; it counts after :meth:`commit`."""
+        """As :class:`Run` has it; it counts after :meth:`commit`."""
+        self._set_of_run(run, "state", state)
+
+    def set_writers(self, run: tuple[str, str, str], writers: bytes) -> None:
+        """Keep who writes to a run at the same time; it counts after :meth:`commit`."""
+        self._set_of_run(run, "writers", writers)
+
+    def _set_of_run(self, run: tuple[str, str, str], column: str, value: str | bytes) -> None:
         self._begin()
-        self._db.execute("INSERT OR REPLACE INTO run_state VALUES (?, ?, ?, ?)", (*run, state))
+        self._db.execute(
+            f"INSERT INTO run (experiment, run, site, {column}) VALUES (?1, ?2, ?3, ?4) "
+            f"ON CONFLICT (experiment, run, site) DO UPDATE SET {column} = ?4",
+            (*run, value),
+        )
 
     def run_state(self, run: tuple[str, str, str]) -> str | None:
         row = self._db.execute(
-            "SELECT state FROM run_state WHERE experiment = ? AND run = ? AND site = ?", run
+            "SELECT state FROM run WHERE experiment = ? AND run = ? AND site = ?", run
         ).fetchone()
-        return row and str(row[0])
+        return (row and str(row[0])) or None
 
     def open_runs(self) -> list[tuple[str, str, str]]:
         return self._db.execute(
-            "SELECT experiment, run, site FROM run_state WHERE state = 'open'"
+            "SELECT experiment, run, site FROM run WHERE state = 'open'"
         ).fetchall()
 
-    def runs_of(self, site: str) -> set[tuple[str, str]]:
-        """(experiment, run) of all that a site has ever logged in."""
-        return set(
-            self._db.execute("SELECT DISTINCT experiment, run FROM stream WHERE site = ?", (site,))
-        )
+    def runs(self, limit: int) -> tuple[list[tuple[tuple[str, str, str], Run]], int]:
+        """The ``limit`` that were seen last, the latest first, and how many there are in all."""
+        rows = self._db.execute(
+            "SELECT experiment, run, site, state, records, step, streams, last_seen, writers "
+            "FROM run ORDER BY last_seen DESC LIMIT ?",
+            (limit,),
+        ).fetchall()
+        total: int = self._db.execute("SELECT count(*) FROM run").fetchone()[0]
+        return [(row[:3], Run(*row[3:])) for row in rows], total
 
     def file_size(self) -> int:
         """Bytes of the database file; what was trimmed is used again, not given back."""
@@ -508,7 +561,9 @@ class Journal:
             self._before = self.batches, self.bytes
             self._db.execute("BEGIN IMMEDIATE")
 
-    def _advance(self, header: wire.Header, seq: int, records: int, now: float) -> None:
+    def _advance(
+        self, header: wire.Header, seq: int, records: int, now: float, *, own: bool = False
+    ) -> None:
         self._begin()
         known = self.stream(header.stream)
         first_seen = known.first_seen if known else now
@@ -516,6 +571,17 @@ class Journal:
         # The run key is that of the first batch, for ever.
         run = known.run if known else header.run
         self._changed[header.stream] = Stream(seq, run, total, first_seen, now)
+        if own:
+            return
+        self._grow(run, records, header.step if records else None, known is None, now)
+
+    def _grow(
+        self, run: tuple[str, str, str], records: int, step: int | None, streams: int, now: float
+    ) -> None:
+        more, highest, others, _ = self._growth.get(run, (0, None, 0, 0.0))
+        if highest is not None and (step is None or step < highest):
+            step = highest
+        self._growth[run] = more + records, step, others + streams, now
 
     def _remember(self, stream: bytes, known: Stream) -> None:
         if len(self._streams) >= 10_000:  # a cache only: the table has them all

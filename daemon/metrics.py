@@ -30,7 +30,7 @@ REMEMBERED_STREAMS = 100_000
 ADAPTER_STATES = (
     "starting", "running", "retrying", "blocked", "ended", "away", "removed", "other"
 )  # fmt: skip
-RUN_STATES = ("active", "stale", "ended", "killed")
+RUN_STATES = ("active", "stale", "ended", "left", "killed")
 #: Shown before they happen, so that an alert sees the first one too.
 REFUSALS = ("disk_full", "no_room", "over_rate", "stream_conflict")
 #: Counters of an adapter that have metrics of their own.
@@ -56,6 +56,7 @@ _FAMILIES: tuple[tuple[Any, str, str, tuple[str, ...]], ...] = (
     (_GAUGE, "zmqtrack_journal_full", "1 while the limit is reached.", ()),
     (_GAUGE, "zmqtrack_quarantined_batches", "Of a second writer under one stream.", ()),
     (_COUNTER, "zmqtrack_losses_total", "What was lost, by reason.", ("reason",)),
+    (_COUNTER, "zmqtrack_not_carried_total", "Calls with no neutral form.", ("reason",)),
     (InfoMetricFamily, "zmqtrack_adapter", "Its type, and who starts it.", ("adapter",)),
     (_GAUGE, "zmqtrack_adapter_state", "1 for the state it is in.", ("adapter", "state")),
     (_GAUGE, "zmqtrack_adapter_lag_batches", "Batches not yet delivered.", ("adapter",)),
@@ -66,10 +67,12 @@ _FAMILIES: tuple[tuple[Any, str, str, tuple[str, ...]], ...] = (
     (_COUNTER, "zmqtrack_adapter_restarts_total", "Its process was restarted.", ("adapter",)),
     (_COUNTER, "zmqtrack_adapter_notes_total", "Its own counters.", ("adapter", "reason")),
     (_GAUGE, "zmqtrack_site_runs", "Its runs, by state.", ("site", "state")),
-    (_GAUGE, "zmqtrack_site_spooled_records", "Records waiting at its writers.", ("site",)),
+    (_GAUGE, "zmqtrack_site_mixed_runs", "Its runs that several jobs wrote to.", ("site",)),
+    (_GAUGE, "zmqtrack_site_waiting_records", "Records waiting at its writers.", ("site",)),
     (_GAUGE, "zmqtrack_site_last_seen_timestamp_seconds", "Last heard of.", ("site",)),
     (_COUNTER, "zmqtrack_site_records_total", "Records that were journalled.", ("site",)),
     (_COUNTER, "zmqtrack_site_losses_total", "What it lost, for any reason.", ("site",)),
+    (_COUNTER, "zmqtrack_site_not_carried_total", "Its calls with no neutral form.", ("site",)),
     (_GAUGE, "zmqtrack_unlabelled", "How many share the label (others).", ("kind",)),
 )
 
@@ -122,7 +125,8 @@ class Metrics(Collector):
         with self._lock:  # of several who ask at the same time
             if self.facts is not None:
                 self._add_daemon(families, self.facts)
-                self._add_losses(families, self.facts["losses"])
+                for kind in ("losses", "not_carried"):
+                    self._add_counts(families, kind, self.facts[kind])
                 self._add_adapters(families, self.facts["adapters"])
                 self._add_sites(families, self.facts)
         return families.values()
@@ -155,13 +159,15 @@ class Metrics(Collector):
             (), list(zip(bounds, counts, strict=True)), self._turned
         )
 
-    def _add_losses(self, families: dict[str, Any], losses: list[dict[str, Any]]) -> None:
+    def _add_counts(
+        self, families: dict[str, Any], kind: str, counts: list[dict[str, Any]]
+    ) -> None:
         """By reason, and by site: not by both, which would be too many."""
         by_reason: collections.Counter[str] = collections.Counter()
-        for loss in losses:
-            by_reason[self._reasons(loss["reason"])] += loss["n"]
+        for each in counts:
+            by_reason[self._reasons(each["reason"])] += each["n"]
         for reason, n in by_reason.items():
-            families["zmqtrack_losses_total"].add_metric((reason,), n)
+            families[f"zmqtrack_{kind}_total"].add_metric((reason,), n)
 
     def _add_adapters(self, families: dict[str, Any], adapters: dict[str, Any]) -> None:
         unlabelled = 0
@@ -201,32 +207,36 @@ class Metrics(Collector):
 
     def _add_sites(self, families: dict[str, Any], facts: dict[str, Any]) -> None:
         states: collections.Counter[tuple[str, str]] = collections.Counter()
-        spooled: collections.Counter[str] = collections.Counter()
+        waiting: collections.Counter[str] = collections.Counter()
+        mixed: collections.Counter[str] = collections.Counter()
         seen: dict[str, float] = {}
         unlabelled = set()
         # Those that were heard of last come first, if there are too many.
         for run in sorted(facts["sites"], key=lambda run: -run["last_seen"]):
             label = self._sites(run["site"])
             states[label, run["state"]] += 1
-            spooled[label] += run["spooled"] or 0
+            waiting[label] += run["waiting"] or 0
+            mixed[label] += bool(run["writers"])
             seen[label] = max(seen.get(label, 0.0), run["last_seen"])
             if label == OTHERS:
                 unlabelled.add(run["site"])
         for label, when in seen.items():
             for state in RUN_STATES:
                 families["zmqtrack_site_runs"].add_metric((label, state), states[label, state])
-            families["zmqtrack_site_spooled_records"].add_metric((label,), spooled[label])
+            families["zmqtrack_site_mixed_runs"].add_metric((label,), mixed[label])
+            families["zmqtrack_site_waiting_records"].add_metric((label,), waiting[label])
             families["zmqtrack_site_last_seen_timestamp_seconds"].add_metric((label,), when)
         families["zmqtrack_unlabelled"].add_metric(("site",), len(unlabelled))
         for stream in facts["streams"]:
             self._count_records(stream)
-        losses: collections.Counter[str] = collections.Counter()
-        for loss in facts["losses"]:
-            losses[self._sites(loss["site"]) if loss["site"] else ""] += loss["n"]
         for label, n in self._records.items():
             families["zmqtrack_site_records_total"].add_metric((label,), n)
-        for label in {"", *self._records, *losses}:  # 0 too: see REFUSALS
-            families["zmqtrack_site_losses_total"].add_metric((label,), losses[label])
+        for kind in ("losses", "not_carried"):
+            counts: collections.Counter[str] = collections.Counter()
+            for each in facts[kind]:
+                counts[self._sites(each["site"]) if each["site"] else ""] += each["n"]
+            for label in {"", *self._records, *counts}:  # 0 too: see REFUSALS
+                families[f"zmqtrack_site_{kind}_total"].add_metric((label,), counts[label])
 
     def _count_records(self, stream: dict[str, Any]) -> None:
         """Add what is new. A status tells of the latest streams alone: their sum would fall."""

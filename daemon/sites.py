@@ -1,4 +1,4 @@
-"""Who is alive: each run of a site is active, stale, ended, or killed after its lease.
+"""Who is alive: each run of a site is active, stale, ended, or left or killed after its lease.
 
 Wall clocks do not matter here: silence is measured by the daemon's own monotonic clock, and a
 run that ends for its silence ends at the time that its writer said last.
@@ -6,20 +6,63 @@ run that ends for its silence ends at the time that its writer said last.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from zmqtrack.records import MAX_INT, RunKey
 
-__all__ = ["Life", "Sites"]
+__all__ = ["Beat", "Family", "Life", "Sites", "Who"]
 
 #: Open runs that are watched; beyond, the one that was opened first is no longer.
 WATCHED = 100_000
 #: Others, of which it is remembered what they said last; and writers of one run.
 REMEMBERED = 10_000
-WRITERS = 1000
+WRITERS = 10_000
+#: Jobs that write to one run at the same time, beyond which nobody counts them; and the marks of
+#: one of them.
+FAMILIES, MARKS = 8, 64
+
+
+class Who(NamedTuple):
+    """A writer's process. Two that share a mark belong to one job, or one has started the other."""
+
+    host: str
+    pid: int
+    marks: frozenset[bytes]
+
+
+class Beat(NamedTuple):
+    """What a writer says of itself: records in its spool, and the time of what it logged last.
+
+    ``who``: None if it does not say.
+    """
+
+    waiting: int
+    clock: float
+    who: Who | None = None
+
+
+@dataclass(slots=True)
+class Family:
+    """Writers of one run that belong together, by the one that was heard of first."""
+
+    host: str
+    pid: int
+    marks: set[bytes]
+    stream: bytes  # of the one that was heard of last
+    first: float
+    #: Another family wrote to the run at the same time.
+    mixed: bool = False
+
+    def learn(self, marks: Iterable[bytes]) -> None:
+        """It has these marks too, as far as there is room for them."""
+        for mark in marks:
+            if len(self.marks) < MARKS:
+                self.marks.add(mark)
 
 
 @dataclass(slots=True)
@@ -28,11 +71,46 @@ class Life:
 
     heard: float = field(default_factory=time.monotonic)
     clock: float = 0.0
-    step: int | None = None
-    #: By stream: when it beat last, and how many records waited in its spool.
-    beats: dict[bytes, tuple[float, int]] = field(default_factory=dict)
+    #: By stream: when it beat last, and how many records waited in its spool; the latest are last.
+    beats: OrderedDict[bytes, tuple[float, int]] = field(default_factory=OrderedDict)
+    families: list[Family] = field(default_factory=list)
+    #: Families that were told of each other.
+    told: int = 0
 
-    def spooled(self, since: float) -> int | None:
+    @property
+    def mixed(self) -> list[Family]:
+        """Those that wrote at the same time as another."""
+        return [family for family in self.families if family.mixed]
+
+    def meet(self, stream: bytes, who: Who) -> None:
+        """A writer of ``who`` lives.
+
+        That two families live at the same time is proved when one is heard of, is older than the
+        other's first word, and so outlived it: not by who starts again what has crashed.
+        """
+        now = time.monotonic()
+        own = [family for family in self.families if family.marks & who.marks]
+        if not own:
+            if len(self.families) >= FAMILIES:
+                self.families.remove(min(self.families, key=lambda each: (each.mixed, each.first)))
+            self.families.append(Family(who.host, who.pid, set(who.marks), stream, now))
+            return
+        family, *others = sorted(own, key=lambda each: each.first)
+        for other in others:  # it turns out that they belong together
+            family.learn(other.marks)
+            self.families.remove(other)
+        family.learn(who.marks)
+        family.stream = stream
+        for other in self.families:
+            if other.first > family.first:
+                family.mixed = other.mixed = True
+
+    @property
+    def last_waiting(self) -> int | None:
+        """Records that waited at all writers when each was last heard of; None: none has said."""
+        return self.waiting(-math.inf)
+
+    def waiting(self, since: float) -> int | None:
         """Records that wait at the writers that have beaten ``since`` then; None: none has."""
         waiting = [records for when, records in self.beats.values() if when >= since]
         return min(sum(waiting), MAX_INT) if waiting else None  # of what strangers say
@@ -77,19 +155,19 @@ class Sites:
         self._open[run] = life
         return True
 
-    def beat(
-        self, run: RunKey, stream: bytes, spooled: int, step: int | None, clock: float
-    ) -> None:
+    def beat(self, run: RunKey, stream: bytes, beat: Beat) -> Life:
         """What a writer says of itself."""
         life = self._open.get(run) or self._others.get(run)
         if life is None:
             life = self._remember(run, Life())
-        while len(life.beats) >= WRITERS and stream not in life.beats:
-            del life.beats[min(life.beats, key=lambda each: life.beats[each])]
-        life.beats[stream] = time.monotonic(), spooled
-        life.clock = max(life.clock, clock)
-        if step is not None:
-            life.step = step
+        life.beats[stream] = time.monotonic(), beat.waiting
+        life.beats.move_to_end(stream)
+        if len(life.beats) > WRITERS:
+            life.beats.popitem(last=False)
+        life.clock = max(life.clock, beat.clock)
+        if beat.who is not None:
+            life.meet(stream, beat.who)
+        return life
 
     def end(self, run: RunKey, stream: bytes = b"") -> None:
         """A run is over; ``stream`` is that of the writer that says so."""
@@ -100,6 +178,8 @@ class Sites:
         life = self._open.pop(run, None) or self._others.get(run)
         if life is not None:
             life.beats.clear()
+            life.families.clear()
+            life.told = 0
             self._remember(run, life)
 
     def is_over_for(self, stream: bytes) -> bool:
@@ -120,11 +200,6 @@ class Sites:
     def life(self, run: RunKey) -> Life | None:
         """What is known of an open run; None if it is not."""
         return self._open.get(run)
-
-    def last_step(self, run: RunKey) -> int | None:
-        """The step that a run's writers said last, open or not."""
-        life = self._open.get(run) or self._others.get(run)
-        return life.step if life else None
 
     def last_clock(self, run: RunKey) -> float:
         """The latest time that a run's writers said, open or not; 0.0: none."""

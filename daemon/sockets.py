@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import secrets
 
 import zmq
 
 from zmqtrack import wire
+from zmqtrack.control import find_dead_peers
 from zmqtrack.errors import ZMQTrackError
 
 from .auth import Auth
@@ -47,11 +50,11 @@ def bind(
     Raises:
         ZMQTrackError: the address cannot be bound.
     """
+    if kind == zmq.ROUTER:
+        _draw_identities()
     socket = context.socket(kind)
     socket.linger = 0
-    socket.set(zmq.HEARTBEAT_IVL, 2_000)
-    socket.set(zmq.HEARTBEAT_TIMEOUT, 8_000)
-    socket.set(zmq.TCP_MAXRT, 8_000)
+    find_dead_peers(socket)
     socket.set(zmq.BACKLOG, 1024)
     socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.set(zmq.MAXMSGSIZE, MAX_FRAME[kind])
@@ -71,3 +74,12 @@ def bind(
             f"daemon.{DOMAINS[kind]}: cannot listen at {address}: {zmq.strerror(code)}. {hint}"
         ) from None
     return socket, socket.get_string(zmq.LAST_ENDPOINT)
+
+
+def _draw_identities() -> None:
+    """Let a ROUTER that is made next begin anywhere to number its clients.
+
+    libzmq takes the first number from C's ``rand``, which nobody seeds, and ends the process when
+    a client has chosen the next one for itself.
+    """
+    ctypes.CDLL(None).srand(ctypes.c_uint(secrets.randbits(32)))

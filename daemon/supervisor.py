@@ -15,6 +15,8 @@ from typing import NamedTuple
 from zmqtrack.config import AdapterConfig, DaemonConfig
 from zmqtrack.keys import Key
 
+from . import descriptors
+
 __all__ = ["Changes", "Supervisor", "how_it_ended"]
 
 log = logging.getLogger("zmqtrack.daemon")
@@ -78,13 +80,14 @@ class Child:
         # through its imports, with nothing delivered.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
-            self._process = subprocess.Popen(
-                COMMAND,
-                stdin=subprocess.PIPE,
-                text=True,
-                # Ctrl-C at a terminal is the daemon's: it ends its adapters in order.
-                start_new_session=True,
-            )
+            with descriptors.spare():
+                self._process = subprocess.Popen(
+                    COMMAND,
+                    stdin=subprocess.PIPE,
+                    text=True,
+                    # Ctrl-C at a terminal is the daemon's: it ends its adapters in order.
+                    start_new_session=True,
+                )
         except OSError as error:  # no process or no file to be had just now
             log.error("adapter %s cannot be started: %s; trying again", self.name, error)
             self._due = time.monotonic() + BACKOFF_MAX

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 import yaml
@@ -228,6 +228,8 @@ def _kind(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     if annotation in PLAIN:
         return PLAIN[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:  # what is checked beside the kind stands in the description
+        return _kind(arguments[0])
     if origin in (Union, UnionType):
         return " or ".join(_kind(one) for one in arguments if one is not NoneType)
     if origin is Literal:

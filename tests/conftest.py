@@ -77,8 +77,8 @@ def nobody() -> str:
 def _no_run_left_open() -> Iterator[None]:
     """A run that a test forgot must not reach into the next one."""
     yield
-    from zmqtrack.run import _live
+    from zmqtrack.ending import live
 
-    for run in list(_live):
+    for run in list(live):
         run.finish(timeout=0)
     assert zmqtrack.__version__

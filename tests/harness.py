@@ -26,6 +26,8 @@ PATIENCE = 60.0
 class Daemon:
     """``zmqtrackd`` with a configuration; started by ``with``, stopped in order at its end."""
 
+    module = "zmqtrack.daemon"
+
     def __init__(
         self,
         folder: Path,
@@ -55,7 +57,7 @@ class Daemon:
 
     def start(self) -> Daemon:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "zmqtrack.daemon", "--config", str(self.config)],
+            [sys.executable, "-m", self.module, "--config", str(self.config)],
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.folder,

@@ -175,9 +175,11 @@ class MLflowRun:
         of_job = [each for each in runs if each.data.tags.get("zmqtrack.run") == run]
         sites = [each for each in of_job if each.data.tags.get("zmqtrack.site") == site]
         parents = [each for each in of_job if "zmqtrack.site" not in each.data.tags]
-        assert (len(sites), len(parents)) == (1, 1), f"runs of {run!r}, {site!r}: {of_job}"
+        together = len({each.data.tags.get("zmqtrack.site") for each in of_job}) > 1
+        assert (len(sites), len(parents)) == (1, together), f"runs of {run!r}, {site!r}: {of_job}"
         self.run = self._client.get_run(sites[0].info.run_id)
-        self.parent = parents[0]
+        #: The run that holds the sites of the job together, where there are several.
+        self.parent = parents[0] if parents else None
 
     def history(self, key: str) -> list[Seen]:
         """A metric's points in the order of (time, step); times in milliseconds."""

@@ -112,6 +112,10 @@ def read_wandb(directory: Path) -> list[Row]:
                     for column, value in row.items():
                         if column in ("zmqtrack/log", "zmqtrack/artifact", "zmqtrack/end"):
                             announced = (column.partition("/")[2], value, step, time)
+                        elif column == "zmqtrack/summary":
+                            for key, number in value.items():
+                                name = f"summary/{key}"
+                                rows.append(Row("metric", name, float(number), step, time, *where))
                         elif not column.startswith(("_", "zmqtrack/")):
                             key = column.removeprefix("user/")
                             rows.append(Row(*_value(folder, key, value), step, time, *where))
@@ -146,6 +150,8 @@ def read_wandb(directory: Path) -> list[Row]:
 
 
 def _value(folder: Path, key: str, value: Any) -> tuple[str, str, Any]:
+    if isinstance(value, str) and value not in ("NaN", "Infinity", "-Infinity"):
+        return "text", key, value
     if not isinstance(value, dict):
         return "metric", key, float(value)
     if value["_type"] == "histogram":
@@ -159,3 +165,34 @@ def _value(folder: Path, key: str, value: Any) -> tuple[str, str, Any]:
     if not key.endswith(".html"):
         text = html.unescape(text.removeprefix("<pre>").removesuffix("</pre>"))
     return "text", key, text
+
+
+def history(directory: Path) -> list[dict[str, Any]]:
+    """The history rows of the one run that is there, as W&B has them; ours without our columns."""
+    [parts] = folders(directory).values()
+    rows = [columns(r) for _, records in parts for r in records if r.HasField("history")]
+    return [
+        {key: value for key, value in row.items() if not key.startswith("zmqtrack/")}
+        for row in rows
+        if not {f"zmqtrack/{own}" for own in ("end", "log", "artifact", "summary")} & row.keys()
+    ]
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    """The summary of the one run that is there, one level deep."""
+    [parts] = folders(directory).values()
+    result: dict[str, Any] = {}
+    for record in (record for _, records in parts for record in records):
+        for item in record.summary.update:
+            first, *rest = item.nested_key or [item.key]
+            if rest and not isinstance(result.get(first), dict):
+                result[first] = {}
+            target = result[first] if rest else result
+            target[rest[-1] if rest else first] = json.loads(item.value_json)
+    return {k: v for k, v in result.items() if not k.startswith(("_", "zmqtrack/"))}
+
+
+def last_run(directory: Path) -> Any:
+    """The last thing that the one run that is there told of itself."""
+    [parts] = folders(directory).values()
+    return [r.run for _, records in parts for r in records if r.HasField("run")][-1]

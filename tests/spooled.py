@@ -43,7 +43,7 @@ class Spooled:
         self.folder = folder
 
     def finish(self) -> None:
-        for run in list(zmqtrack.run._live):
+        for run in list(zmqtrack.ending.live):
             if run._spool_dir == self.folder:
                 run.finish(timeout=0)
 
@@ -51,11 +51,19 @@ class Spooled:
         """Records of each run, in order, with their data types; the first run first."""
         self.finish()
         found: dict[RunKey, list[tuple[str, Record]]] = defaultdict(list)
+        packed: dict[int, bytes] = defaultdict(bytes)
         for path in orphans(self.folder):
             spool = Spool.open(path)
             for batch in spool.after(0, 1_000_000):
                 header = wire.decode_header(batch.header)
                 for record in wire.decode_body(batch.type, header, batch.body):
+                    if header.in_pieces:
+                        offset, size, piece, number = record.value
+                        packed[number] += piece
+                        if offset + len(piece) < size:
+                            continue
+                        value = wire.decode_value(batch.type, record.key, packed[number])
+                        record = record._replace(value=value)
                     found[header.run].append((batch.type, record))
             spool.close()
         return dict(sorted(found.items(), key=lambda item: _begun(item[1])))
@@ -79,6 +87,7 @@ def spool_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
     """A spool folder of the test's own; no names in the environment, nothing begun before."""
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)  # writers make the folders that they are given
     folder = tmp_path / "spool"
     monkeypatch.setenv("ZMQTRACK_SPOOL_DIR", str(folder))
     monkeypatch.setenv("ZMQTRACK_ADDRESS", NOBODY)

@@ -134,7 +134,8 @@ class Site:
 
     @property
     def run(self) -> Any:
-        (run,) = [r for r in self.runs() if r.data.tags["zmqtrack.site"] == self.key.site]
+        own = {"zmqtrack.run": self.key.run, "zmqtrack.site": self.key.site}
+        (run,) = [run for run in self.runs() if own.items() <= run.data.tags.items()]
         return self.client.get_run(run.info.run_id)
 
     @property
@@ -190,7 +191,9 @@ def all_types(site: Site) -> list[Batch]:
     file.write_bytes(b"\0weights" * 1000)
     histogram = {"counts": [1, 2], "edges": [0.0, 1.0, 2.0]}
     return [
-        site.batch("run", Record("start", {"host": "alpha", "python": "3.11"}, None, T)),
+        site.batch(
+            "run", Record("start", {"host": "alpha", "python": "3.11", "user": "me"}, None, T)
+        ),
         site.batch("metric", *metrics([0.5, math.nan, math.inf, -math.inf, 1 / 3])),
         site.batch("param", Record("lr", 0.1, None, T), Record("empty", "", None, T)),
         site.batch("param", Record("lr", 0.2, None, T), Record("layers", [3, 4], None, T)),
@@ -209,13 +212,15 @@ def all_types(site: Site) -> list[Batch]:
 
 def check_all_types(site: Site) -> None:
     run = site.run
-    assert run.info.run_name == "site-1"
+    assert run.info.run_name == "run-1"
     assert (run.info.start_time, run.info.end_time) == (1_700_000_000_125, 1_700_000_060_125)
     assert run.info.status == "FINISHED"
-    tags = {key: tag for key, tag in run.data.tags.items() if key != "zmqtrack.id"}
+    assert site.runs(parents=True) == []
+    ids = ("zmqtrack.id", "zmqtrack.job")
+    tags = {key: tag for key, tag in run.data.tags.items() if key not in ids}
     assert tags == {
-        "mlflow.runName": "site-1",
-        "mlflow.parentRunId": site.parent.info.run_id,
+        "mlflow.runName": "run-1",
+        "mlflow.user": "me",
         "mlflow.loggedImages": "True",
         "zmqtrack.run": "run-1",
         "zmqtrack.site": "site-1",
@@ -279,7 +284,7 @@ def test_what_is_delivered_again_by_a_fresh_adapter_is_there_once(site: Site) ->
     site.restart(note=site.adapter.note())
     site.adapter.deliver(batches[1:5])
     assert len(site.history("loss")) == 5
-    assert len(site.runs()) == len(site.runs(parents=True)) == 1
+    assert (len(site.runs()), len(site.runs(parents=True))) == (1, 0)
 
 
 def test_more_metrics_than_one_request_takes_arrive_in_one_delivery(site: Site) -> None:
@@ -395,7 +400,7 @@ def test_keys_longer_than_mlflow_takes_stay_distinct(local: Site) -> None:
 def test_a_site_cannot_write_the_tags_that_say_whose_run_it_is(local: Site) -> None:
     local.log("run", Record("start", {"id": "0", "site": "other", "run": "x"}, None, T))
     local.log("tag", *[Record(key, "x", None, T) for key in ("zmqtrack.id", "mlflow.runName")])
-    assert local.run.info.run_name == "site-1"
+    assert local.run.info.run_name == "run-1"
     assert local.run.data.tags["zmqtrack.site"] == "site-1"
     assert local.run.data.tags["_x007A_mqtrack.id"] == "x"
     local.restart()
@@ -450,7 +455,7 @@ def test_a_log_that_failed_on_its_way_is_not_appended_twice(
     more = [local.batch("log", Record("out", "2", None, T)), local.batch("metric", *metrics([1]))]
     note = local.adapter.note()
     with monkeypatch.context() as patch:
-        patch.setattr(local.adapter, "_settle_parent", fail)
+        patch.setattr(local.adapter._runs, "settle", fail)
         more.append(local.batch("run", Record("end", "finished", None, T)))
         with pytest.raises(Unavailable):
             local.adapter.deliver(more)
@@ -461,7 +466,7 @@ def test_a_log_that_failed_on_its_way_is_not_appended_twice(
     assert local.files()["logs/out.txt"] == b"1\n2"
 
 
-def fail(*_: Any) -> None:
+def fail(*_: Any, **__: Any) -> None:
     raise Unavailable("on purpose")
 
 
@@ -483,42 +488,12 @@ def test_an_outage_is_no_refusal_also_while_the_caller_handles_one(
 # --- runs --------------------------------------------------------------------------------
 
 
-def test_sites_of_one_job_have_one_parent_that_ends_with_the_last(site: Site) -> None:
-    other = Site(site.uri, site.folder, "site-2")
-    other.adapter = site.adapter
-    for one in (site, other):
-        one.log("run", Record("start", {}, None, T))
-        assert one.run.data.tags["mlflow.parentRunId"] == site.parent.info.run_id
-    assert site.parent.info.run_name == "run-1"
-    site.log("run", Record("end", "failed", None, T + 9))
-    assert site.run.info.status == "FAILED"
-    assert (other.run.info.status, site.parent.info.status) == ("RUNNING", "RUNNING")
-    other.log("run", Record("end", "finished", None, T + 5))
-    assert site.parent.info.status == "FAILED"
-    assert site.parent.info.end_time == 1_700_000_009_125
-    third = Site(site.uri, site.folder, "site-3")
-    third.log("metric", *metrics([1.0]))
-    assert site.parent.info.status == "RUNNING"
-
-
-def test_a_parent_that_missed_the_end_in_a_crash_gets_it(
-    local: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    end = local.batch("run", Record("end", "killed", None, T + 1))
-    monkeypatch.setattr(local.adapter, "_settle_parent", fail)
-    with pytest.raises(Unavailable):
-        local.adapter.deliver([end])
-    local.restart()
-    local.adapter.deliver([end])
-    assert (local.run.info.status, local.parent.info.status) == ("KILLED", "KILLED")
-
-
 def test_what_is_logged_after_the_end_reopens_the_run(local: Site) -> None:
     local.log("run", Record("end", "finished", None, T + 10))
     local.log("metric", *metrics([1.0]))  # logged before the end, arrived after it
     assert local.run.info.status == "FINISHED"
     local.log("run", Record("start", {}, None, T + 20))
-    assert (local.run.info.status, local.parent.info.status) == ("RUNNING", "RUNNING")
+    assert local.run.info.status == "RUNNING"
     local.log("run", Record("end", "failed", None, T + 30))
     assert (local.run.info.status, local.run.info.end_time) == ("FAILED", 1_700_000_030_125)
 
@@ -526,24 +501,19 @@ def test_what_is_logged_after_the_end_reopens_the_run(local: Site) -> None:
 def test_no_second_run_is_made_when_the_process_died_after_the_first(
     local: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create, made = local.adapter._client.create_run, 0
+    create = local.adapter._client.create_run
 
     def create_and_die(*arguments: Any) -> None:
-        nonlocal made
         create(*arguments)
-        made += 1
         raise KeyboardInterrupt
 
-    for expected in (1, 2):  # the parent's, then the child's
-        monkeypatch.setattr(local.adapter._client, "create_run", create_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            local.log("metric", *metrics([1.0]))
-        assert made == expected
-        local.restart()
+    monkeypatch.setattr(local.adapter._client, "create_run", create_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        local.log("metric", *metrics([1.0]))
+    local.restart()
     local.log("metric", *metrics([1.0]))
-    assert len(local.runs()) == len(local.runs(parents=True)) == 1
     everything = local.client.search_runs([local.experiment], run_view_type=3)
-    assert len(everything) == 2  # nothing was made and deleted, either
+    assert len(everything) == 1  # nothing was made and deleted, either
 
 
 def test_a_twin_that_a_lost_answer_left_behind_is_removed(local: Site) -> None:
@@ -591,11 +561,10 @@ def test_a_run_that_was_removed_for_good_is_made_anew(local: Site) -> None:
     assert local.run.info.run_id != run_id
 
 
-def test_prefix_and_artifact_location_are_obeyed(sqlite_uri: str, folder: Path) -> None:
+def test_the_artifact_location_is_obeyed(sqlite_uri: str, folder: Path) -> None:
     local = Site(sqlite_uri, folder)
-    local.restart(experiment_prefix="fl/", artifact_location=str(folder / "elsewhere"))
+    local.restart(artifact_location=str(folder / "elsewhere"))
     local.log("text", Record("a.txt", "x", None, T))
-    local.key = local.key._replace(experiment=f"fl/{folder.name}")
     assert local.files() == {"a.txt": b"x"}
     assert len(list((folder / "elsewhere").rglob("a.txt"))) == 1
 

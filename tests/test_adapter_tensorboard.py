@@ -41,10 +41,10 @@ def losses(seq: int, *values: float, run: RunKey = RUN) -> Batch:
     return batch(seq, "metric", *(("loss", v, i, 1e9 + i) for i, v in enumerate(values)), run=run)
 
 
-def start(tmp_path: Path, note: bytes = b"") -> TensorBoardAdapter:
+def start(tmp_path: Path, note: bytes = b"", **more: Any) -> TensorBoardAdapter:
     state = tmp_path / "state"
     state.mkdir(exist_ok=True)
-    options = TensorBoardAdapter.Options(logdir=tmp_path / "out")
+    options = TensorBoardAdapter.Options(logdir=tmp_path / "out", **more)
     context = Context("tensorboard", state, logging.getLogger("tensorboard"), {})
     adapter = TensorBoardAdapter(options, context)
     adapter.open(note)
@@ -362,3 +362,37 @@ def test_many_thousand_metrics_are_equal_in_number_order_and_value(
     assert scalars(tmp_path) == [(step, wall_time, value) for _, value, step, wall_time in rows]
     assert len(event_files(tmp_path)) == 1
     assert len(adapter.note()) < 20
+
+
+# --- path ----------------------------------------------------------------------------------------
+
+
+def test_a_path_says_where_a_run_stands(tmp_path: Path) -> None:
+    made = start(tmp_path, path="fl/site_{site}/{experiment}/{run}")
+    hostile = RunKey("../x", "a/b", "..")
+    made.deliver([losses(1, 1.0), losses(2, 2.0, run=hostile)])
+    made.deliver([batch(3, "param", ("lr", 0.1, None, 1.0))])
+    made.close()
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "out")).Reload()
+    assert sorted(multiplexer.Runs()) == [
+        "fl/site_../%2E.%2Fx/a%2Fb",
+        "fl/site_site-1/mnist/round-1",
+    ]
+    (group,) = session_groups(tmp_path)
+    assert group.sessions[0].status != api_pb2.STATUS_SUCCESS  # it is no trial, and has not ended
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{run}/{site}",  # two experiments would be mixed
+        "{experiment}/{run}-{site}",  # a-b with c, or a with b-c
+        "{experiment}//{run}/{site}",
+        "{experiment}/{run}/{site}/{site}",
+        "{experiment}/{run}/{site}/{date}",
+        "",
+    ],
+)
+def test_a_path_that_would_mix_runs_is_refused(tmp_path: Path, path: str) -> None:
+    with pytest.raises(ValueError, match="once each"):
+        TensorBoardAdapter.Options(logdir=tmp_path, path=path)

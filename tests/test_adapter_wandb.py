@@ -153,7 +153,9 @@ def test_metrics_of_one_step_and_time_share_a_row_that_names_its_batch(
         for record in records
         if record.HasField("history")
     ]
-    assert [row["zmqtrack/id"] for row in rows] == [f'"{b"s".hex() * 16}/9/{i}@9"' for i in (0, 2)]
+    assert [row["zmqtrack/id"] for row in rows] == [
+        f'"{b"s".hex() * 16}/9/{place}@9"' for place in ("0+2", "2+1")
+    ]
     assert [(row["a"], row.get("b")) for row in rows] == [("1", "2"), ("3", None)]
 
 

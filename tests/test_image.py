@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import zmqtrack.image
 from zmqtrack.image import encode_image, image_format
 
 
@@ -118,7 +119,7 @@ def test_matplotlib_figures_are_rendered() -> None:
     [
         (np.zeros(3), None, r"shape \(3,\).*expected 2 axes"),
         (np.zeros((2, 5, 5)), None, "neither the last nor the first"),
-        (np.zeros((2, 5, 5)), "CHW", r"2 channels; expected 1 \(grey\)"),
+        (np.zeros((5, 5, 5)), "CHW", r"5 channels; expected 1 \(grey\)"),
         (np.zeros((5, 5)), "CHW", "has not the 3 axes of dataformats 'CHW'"),
         (np.zeros((5, 5, 3)), "HXC", "'HXC': expected H and W"),
         (np.zeros((5, 0)), None, "is empty"),
@@ -137,3 +138,14 @@ def test_what_cannot_be_an_image_is_told(image: Any, dataformats: Any, message: 
 def test_what_is_no_image_is_a_type_error(image: Any) -> None:
     with pytest.raises(TypeError, match="image"):
         encode_image(image)
+
+
+def test_a_list_of_arrays_is_not_taken_apart_number_by_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(zmqtrack.image, "_encode_lists", None)
+    parts = [np.full((4, 5, 3), value, np.uint8) for value in (1, 2)]
+    png = encode_image(parts, "NHWC")
+    np.testing.assert_array_equal(pixels(png), np.concatenate(parts, axis=1))
+    with pytest.raises(ValueError, match="same shape"):
+        encode_image([*parts, parts[0][1:]], "NHWC")

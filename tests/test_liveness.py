@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from zmqtrack.daemon.broker import Broker
 from zmqtrack.daemon.journal import Journal
-from zmqtrack.daemon.sites import Sites
+from zmqtrack.daemon.sites import Beat, Sites
 
 import zmqtrack
 from harness import PATIENCE, Daemon, jsonl, read_jsonl
@@ -172,7 +172,7 @@ def test_a_run_that_logs_nothing_for_long_lives_as_long_as_its_writer(tmp_path: 
             time.sleep(0.2)
         log(process, 7)
         wait_until(lambda: site(served)["step"] == 7)
-        assert site(served)["spooled"] == 0 and site(served)["records"] == 3
+        assert site(served)["waiting"] == 0 and site(served)["records"] == 3
 
 
 def test_an_ended_run_is_never_killed_and_an_open_one_has_its_lease_after_a_restart(
@@ -294,24 +294,24 @@ def test_what_writers_said_is_not_forgotten_when_a_commit_fails() -> None:
     sites = Sites([one])
     for run, stream in ((one, b"1"), (two, b"2")):
         sites.hear(run)
-        sites.beat(run, stream, 5, 77, 1.0)
+        sites.beat(run, stream, Beat(5, 77.0))
     sites.end(one, b"1")
     sites.agree([one, three])  # neither the end of one nor the beginning of two was committed
     assert sites.life(two) is None
-    assert [sites.last_step(run) for run in (one, two, three)] == [77, 77, None]
+    assert [sites.last_clock(run) for run in (one, two, three)] == [77.0, 77.0, 0.0]
     assert sites.life(one) is not None and sites.life(three) is not None
 
 
 def test_what_waits_at_a_writer_that_is_dead_is_not_counted_for_ever() -> None:
     run = RunKey("e", "r", "site")
     sites = Sites([run])
-    sites.beat(run, b"dead", 56, 1, 1.0)
+    sites.beat(run, b"dead", Beat(56, 1.0))
     since = time.monotonic()
-    sites.beat(run, b"alive", 2, 1, 1.0)
+    sites.beat(run, b"alive", Beat(2, 1.0))
     life = sites.life(run)
     assert life is not None
-    assert (life.spooled(0.0), life.spooled(since)) == (58, 2)
-    assert life.spooled(time.monotonic() + 1) is None
+    assert (life.waiting(0.0), life.waiting(since)) == (58, 2)
+    assert life.waiting(time.monotonic() + 1) is None
 
 
 def test_no_lease_means_that_silence_kills_nobody(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ tracker shows them (the functions marked ``@cell``). No adapter's code is asked.
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import html
 import inspect
@@ -560,6 +561,9 @@ class Site:
             "host": socket.gethostname(),
             "pid": self.pid,
             "python": platform.python_version(),
+            "user": getpass.getuser(),
+            "script": "-c",
+            "source": "LOCAL",
         }
         everything = [
             Fact("run", "start", about, None, start),
@@ -769,18 +773,28 @@ def ms(when: float | Between) -> Any:
     return round(when * 1000)
 
 
+#: Facts for which MLflow has tags of its own.
+MLFLOW_FACTS = {
+    "user": "mlflow.user",
+    "script": "mlflow.source.name",
+    "source": "mlflow.source.type",
+}
+
+
 @cell("mlflow", "run")
-def as_a_run_under_its_parent(seen: MLflowRun, site: Site, facts: list[Fact]) -> None:
+def as_a_run_of_the_jobs_name_or_below_one(seen: MLflowRun, site: Site, facts: list[Fact]) -> None:
     start, end = facts
     info, tags = seen.run.info, seen.run.data.tags
     assert seen.experiment.name == site.experiment
-    assert (info.run_name, info.status) == (site.name, MLFLOW_STATUSES[site.status])
+    name = site.job if seen.parent is None else f"{site.job}/{site.name}"
+    assert (info.run_name, info.status) == (name, MLFLOW_STATUSES[site.status])
     assert (info.start_time, info.end_time) == (ms(start.time), ms(end.time))
     assert (tags["zmqtrack.run"], tags["zmqtrack.site"]) == (site.job, site.name)
-    assert {key: tags[f"zmqtrack.{key}"] for key in start.value} == {
-        key: str(value) for key, value in start.value.items()
-    }
-    assert tags["mlflow.parentRunId"] == seen.parent.info.run_id
+    for key, value in start.value.items():
+        assert tags[MLFLOW_FACTS.get(key, f"zmqtrack.{key}")] == str(value)
+    assert tags.get("mlflow.parentRunId") == (seen.parent and seen.parent.info.run_id)
+    if seen.parent is None:
+        return
     assert seen.parent.info.run_name == site.job
     assert seen.parent.info.status == MLFLOW_STATUSES[site.job_status]
 

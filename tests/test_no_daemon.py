@@ -32,7 +32,7 @@ def test_without_a_daemon_training_ends_and_one_line_says_what_was_not_sent(nobo
     assert (done.returncode, done.stdout) == (0, "trained\n")
     (line,) = done.stderr.splitlines()
     assert "1002 records of run 'r'" in line
-    assert nobody in line and "the next run on this machine sends them" in line
+    assert nobody in line and "spool send --dir" in line
 
 
 def test_what_one_process_left_is_sent_by_the_next_run_on_the_machine(

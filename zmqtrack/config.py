@@ -142,12 +142,15 @@ class LimitsConfig(_Section):
     batches_per_second: Count = Field(10_000, gt=0, description="Batches, over a second.")
     bytes_per_second: Size = Field(200_000_000, gt=0, description="Bytes, over a second.")
     streams: Count = Field(10_000, gt=0, description="Writers that are open at the same time.")
-    runs: Count = Field(10_000, gt=0, description="Runs that it may ever have had.")
-    keys: Count = Field(10_000, gt=0, description="Distinct keys of metrics in one run.")
+    runs: Count = Field(10_000, gt=0, description="Runs that are open at the same time.")
+    key_bytes: Size = Field(
+        16 << 20, gt=0, description="All distinct keys of metrics in one run together."
+    )
     records: int = Field(10_000, gt=0, le=10_000, description="Records in one batch.")
-    text: Size = Field(4 << 20, description="Largest text.")
-    image: Size = Field(4 << 20, description="Largest image, as it is encoded.")
-    artifact: Size = Field(10 << 30, description="Largest file.")
+    text: Size = Field(256 << 20, description="Largest text.")
+    image: Size = Field(256 << 20, description="Largest image, as it is encoded.")
+    value: Size = Field(64 << 20, description="Largest value of any other data type, as packed.")
+    artifact: Size = Field(1 << 40, description="Largest file.")
 
 
 class DaemonConfig(_Section):

@@ -24,6 +24,7 @@ __all__ = [
     "ControlClient",
     "check_address",
     "connect",
+    "find_dead_peers",
     "is_local",
     "resolve",
 ]
@@ -38,11 +39,16 @@ LONGEST_PATH = 107
 #: Requests that are sent again while no answer comes, each so many seconds.
 REPEATABLE = frozenset({"hello", "status", "replay", "drain", "dlq", "dlq_fetch"})
 REPEAT = 2.0
+#: Requests whose answer may take as long as it takes: a daemon that has them owes nothing yet.
+LONG = frozenset({"drain", "reload", "probe"})
 
-#: A peer that is silent for so long, in ms, is taken for dead and connected anew: this is
-#: what finds half-open links.
-HEARTBEAT_MS = 2_000
-HEARTBEAT_TIMEOUT_MS = 8_000
+#: TCP's keep-alive: a connection that was idle for IDLE seconds is probed each INTERVAL seconds,
+#: and ended when PROBES of them found nobody, or what was sent was not confirmed for so long.
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 2, 2, 3
+CONFIRMED_MS = 8_000
+#: A daemon that owes an answer for so long, in seconds, is connected to anew: this is what finds
+#: a middlebox that keeps a connection open whose other end is gone.
+SILENCE = 8.0
 RECONNECT_MS = 100
 RECONNECT_MAX_MS = 2_000
 #: A connection that is not made in so long is tried anew: the kernel's own attempts become so
@@ -70,7 +76,7 @@ def connect(kind: int, address: str, hwm: int = 1000, key: Key | None = None) ->
     """A socket of ``kind`` on its way to ``address``, encrypted with ``key``; returns at once.
 
     It queues nothing for a peer that is not there (sends raise :class:`zmq.Again`), never
-    lingers, finds dead peers by heartbeat and reconnects with back-off.
+    lingers, finds dead peers by TCP's keep-alive and reconnects with back-off.
 
     Raises:
         ValueError: ``address`` is none.
@@ -89,10 +95,7 @@ def _socket(kind: int, hwm: int, key: Key | None) -> zmq.Socket[bytes]:
         _context.set(zmq.MAX_SOCKETS, 16_000)
     socket = _context.socket(kind)
     socket.linger = 0
-    socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
-    # Heartbeats wait behind what cannot be sent; this is what ends a connection then.
-    socket.set(zmq.TCP_MAXRT, HEARTBEAT_TIMEOUT_MS)
+    find_dead_peers(socket)
     socket.set(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
     socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
@@ -105,6 +108,19 @@ def _socket(kind: int, hwm: int, key: Key | None) -> zmq.Socket[bytes]:
     if key is not None:
         key.secure(socket)
     return socket
+
+
+def find_dead_peers(socket: zmq.Socket[bytes]) -> None:
+    """Have the kernel end each connection of ``socket`` whose other end is gone.
+
+    ZeroMQ's own heartbeats are not used on either side: libzmq 4.3 ends the whole process when
+    one times out on a connection that is not being read (its issues 3937 and 4767).
+    """
+    socket.set(zmq.TCP_KEEPALIVE, 1)
+    socket.set(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE)
+    socket.set(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_INTERVAL)
+    socket.set(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_PROBES)
+    socket.set(zmq.TCP_MAXRT, CONFIRMED_MS)
 
 
 def check_address(address: object, *, to_bind: bool = False) -> str:
@@ -155,9 +171,10 @@ def resolve(advertised: str, control: str) -> str:
 
 
 class Connection:
-    """A connected ``socket`` that is made anew when the daemon has refused its key.
+    """A connected ``socket`` that is made anew when it is of no use any more.
 
-    ZeroMQ gives up then, though the key may be known a moment later.
+    One is when the daemon has refused its key: ZeroMQ gives up then, though the key may be known
+    a moment later. Another is when the daemon owes an answer (:meth:`expect`) for too long.
     """
 
     def __init__(self, kind: int, address: str, key: Key | None = None, hwm: int = 1000) -> None:
@@ -165,6 +182,7 @@ class Connection:
         self.address = check_address(address)
         self._again = 0.0
         self._wait = ANEW_FIRST
+        self._owed = 0.0  # since when an answer is
         self.socket = self._open()
 
     def _open(self) -> zmq.Socket[bytes]:
@@ -187,11 +205,30 @@ class Connection:
             self._again = now + self._wait
             self._wait = min(2 * self._wait, ANEW_MAX)
         elif now >= self._again:
-            self.close()
-            self.socket, self._again = self._open(), 0.0
+            self.renew()
         if outcome == "failed":
             return f"the daemon at {self.address} is not the one that our key was made for"
         return f"the daemon at {self.address} does not let the key of {self._key.name} in"
+
+    def expect(self) -> None:
+        """From now on, if not before, the daemon owes us something on this connection."""
+        self._owed = self._owed or time.monotonic()
+
+    def heard(self) -> None:
+        """Something came: the daemon owes nothing."""
+        self._owed = 0.0
+
+    def renew_if_silent(self) -> bool:
+        """Connect anew if the daemon owes an answer for too long; whether it was done."""
+        if not self._owed or time.monotonic() - self._owed < SILENCE:
+            return False
+        self.renew()
+        return True
+
+    def renew(self) -> None:
+        """Another ``socket`` in the place of this one; what it had queued is dropped."""
+        self.close()
+        self.socket, self._again, self._owed = self._open(), 0.0, 0.0
 
     def close(self) -> None:
         if self._watch is not None:
@@ -220,16 +257,20 @@ class ControlClient:
         deadline = time.monotonic() + timeout
         message = [wire.encode_control(op, id=ident, **fields), *frames]
         self._send(message, timeout, deadline)
+        if op not in LONG:
+            self._connection.expect()
         while (left := deadline - time.monotonic()) > 0:
             socket = self._connection.socket
             if not socket.poll(max(1, int(min(left, REPEAT) * 1000))):
                 # Where asking twice changes nothing: a connection may have broken on the way.
                 if op in REPEATABLE:
                     self._connection.refusal()
+                    self._connection.renew_if_silent()
                     with contextlib.suppress(zmq.Again):
                         self._connection.socket.send_multipart(message, zmq.NOBLOCK)
                 continue
             first, *further = socket.recv_multipart()
+            self._connection.heard()
             try:
                 answer = wire.decode_control(first)
             except FrameError as error:
@@ -243,6 +284,7 @@ class ControlClient:
         raise ControlError("timeout", f"{self.address} did not answer {op!r} within {timeout:g} s")
 
     def _send(self, message: list[bytes], timeout: float, deadline: float) -> None:
+        self._connection.renew_if_silent()
         refusal = ""
         while True:
             left = max(0.0, deadline - time.monotonic())

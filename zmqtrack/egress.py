@@ -3,8 +3,9 @@
 The gate stands before the spool: what is held back is never stored with what is sent. A run's
 beginning and end, and the counts of what was lost, always leave, for trackers open and close a
 run by them; without ``run`` among the ``types`` the beginning goes without its facts. A file is
-one record, and held back whole. The reason for holding a record back is the policy's key that
-says so; ``piece`` is a piece of a file whose beginning was given up.
+one record, and held back whole; so is a value that travels in pieces. The reason for holding a
+record back is the policy's key that says so; ``piece`` is a piece of a file, or of such a value,
+whose beginning was given up.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from . import wire
 from .auditfile import AuditFile
-from .records import Entry, RunKey
+from .records import Entry, RunKey, plain_key
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -45,7 +47,7 @@ _WHY = {
     "deny": "its key matches a pattern of the policy's deny",
     "sizes": "it is larger than the policy's sizes",
     "rates": "more of its data type come in a second than the policy's rates",
-    "piece": "it is a piece of a file whose beginning was given up",
+    "piece": "it is a piece of a file or large value whose beginning was given up",
 }
 
 _clock = time.monotonic
@@ -64,7 +66,7 @@ class Gate:
         self._run = run
         self._rules: dict[str, _Rule] = {}
         self._verdicts: dict[str, str | None] = {}
-        self._files: dict[tuple[str, float], bool] = {}  # under way: whether they pass
+        self._files: dict[tuple[Any, ...], bool] = {}  # under way: whether they pass
         self._audit = AuditFile(policy.audit or spool_dir / AUDIT_NAME)
         self._pending: collections.Counter[tuple[str, str, str]] = collections.Counter()
         self._time = 0.0  # when they were held back
@@ -88,7 +90,7 @@ class Gate:
             rule.refill(now)
         passed: list[Entry] = []
         for entry in entries:
-            data_type = entry[4]
+            data_type, _, cut = entry[4].partition("/")
             if data_type == "lost":
                 passed.append(entry)
                 continue
@@ -96,8 +98,8 @@ class Gate:
             if data_type == "run":
                 bare = not rule.leaves and entry[0] == "start"
                 passed.append((entry[0], {}, *entry[2:]) if bare else entry)
-            elif data_type == "artifact":
-                if self._passes_piece(entry, rule):
+            elif cut or data_type == "artifact":
+                if self._passes_piece(entry, data_type, rule):
                     passed.append(entry)
             elif reason := self._reason(entry[0], rule, entry[1]):
                 self._hold(data_type, entry[0], reason)
@@ -134,7 +136,7 @@ class Gate:
         try:
             verdict = self._verdicts[key]
         except KeyError:
-            verdict = self._policy.verdict(key)
+            verdict = self._policy.verdict(plain_key(key))
             if len(self._verdicts) < KNOWN_KEYS:
                 self._verdicts[key] = verdict
         if verdict is not None:
@@ -143,19 +145,20 @@ class Gate:
             return "sizes"
         return None if rule.take() else "rates"
 
-    def _passes_piece(self, entry: Entry, rule: _Rule) -> bool:
-        """What its first piece met with holds for the whole file."""
-        key, (offset, size, piece), _, when, _ = entry
-        file = key, when  # its pieces have one time: it tells this file from others of the key
+    def _passes_piece(self, entry: Entry, data_type: str, rule: _Rule) -> bool:
+        """What its first piece met with holds for the whole file, or value."""
+        key, (offset, size, piece, *number), _, when, _ = entry
+        # A file's pieces have one time, which tells it from others of the key; a value's a number.
+        file = key, when, *number
         if offset == 0:
-            reason = self._reason(key, rule, None, size)
+            reason = self._reason(key, rule, None, wire.length(entry[1]) if number else size)
             if reason:
-                self._hold("artifact", key, reason)
+                self._hold(data_type, key, reason)
             if len(self._files) >= OPEN_FILES:  # of some the last piece was given up
                 del self._files[next(iter(self._files))]
             self._files[file] = not reason
         elif file not in self._files:
-            self._hold("artifact", key, "piece")
+            self._hold(data_type, key, "piece")
             self._files[file] = False
         passes = self._files[file]
         if offset + len(piece) >= size:
@@ -163,6 +166,7 @@ class Gate:
         return passes
 
     def _hold(self, data_type: str, key: str, reason: str) -> None:
+        key = plain_key(key)
         if reason not in self.held:
             log.warning(
                 "zmqtrack: %s %r is held back: %s (%s). All that is held back for this reason is "

@@ -12,7 +12,7 @@ from typing import Any
 
 from .arrays import describe, is_array, loaded_numpy, to_host
 
-__all__ = ["check_summary", "summarise"]
+__all__ = ["check_summary", "default_edges", "summarise"]
 
 #: Most bins that a histogram may have.
 MAX_BINS = 4096
@@ -198,7 +198,7 @@ def _edges(
         if bins not in RULES:
             raise ValueError(f"bins {bins!r} is unknown; known are {', '.join(RULES)}")
         if bins == "tensorflow":
-            grid = _growing()
+            grid = default_edges()
             first = max(0, bisect_right(grid, low) - 1)
             last = min(len(grid) - 1, max(bisect_left(grid, high), first + 1))
             edges = list(grid[min(first, last - 1) : last + 1])
@@ -234,7 +234,7 @@ def _equal(low: float, high: float, count: int) -> list[float]:
 
 
 @cache
-def _growing() -> tuple[float, ...]:
+def default_edges() -> tuple[float, ...]:
     """TensorFlow's buckets: from ±1e-12 to ±1e20, each 10 % wider than the one before."""
     positive = [1e-12]
     while positive[-1] * 1.1 < 1e20:

@@ -13,12 +13,14 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from .arrays import describe, is_array, to_host
+from .arrays import describe, is_array, loaded_numpy, to_host
 
 __all__ = ["encode_image", "image_format"]
 
-#: Colour type of a PNG by number of channels: grey, RGB, RGBA.
-_COLOURS = {1: 0, 3: 2, 4: 6}
+#: Colour type of a PNG by number of channels: grey, grey and alpha, RGB, RGBA.
+_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}
+#: Numbers of channels that an axis is taken for where nobody says what it means.
+_LIKELY = (1, 3, 4)
 
 #: Images in one row of the grid that a stack of images becomes.
 GRID_COLUMNS = 8
@@ -45,10 +47,11 @@ def encode_image(image: Any, dataformats: str | None = None) -> bytes:
             a PIL image, a matplotlib figure (or ``matplotlib.pyplot``: its current figure), an
             array, a tensor or nested lists become PNG. Pixels are uint8 or other integers from
             0 to 255; bools; or floats, 0 black to 1 full, cut off outside (NaN is black).
-        dataformats: the meaning of an array's axes: the letters H and W, C for channels (1, 3
-            or 4 of them), N for a stack of images, which become one grid of 8 columns; for
-            instance ``"CHW"`` as in torch, ``"HWC"`` as in NumPy and Pillow. None: HW; HWC if
-            the last axis has 1, 3 or 4 entries, else CHW; with four axes NHWC or NCHW likewise.
+        dataformats: the meaning of an array's axes: the letters H and W, C for channels (1 to
+            4 of them: grey, grey and alpha, RGB, RGBA), N for a stack of images, which become
+            one grid of 8 columns; for instance ``"CHW"`` as in torch, ``"HWC"`` as in NumPy and
+            Pillow. None: HW; HWC if the last axis has 1, 3 or 4 entries, else CHW; with four axes
+            NHWC or NCHW likewise.
 
     Raises:
         TypeError: this is no image.
@@ -64,6 +67,10 @@ def encode_image(image: Any, dataformats: str | None = None) -> bytes:
     if is_array(image) and not hasattr(image, "savefig"):
         return _encode_array(to_host(image), dataformats)
     if isinstance(image, (list, tuple)):
+        numpy = loaded_numpy()
+        if numpy is not None and image and all(map(is_array, image)):
+            # Many times quicker, and the usual case: a list of arrays or tensors.
+            return _encode_array(numpy.stack([to_host(part) for part in image]), dataformats)
         return _encode_lists(image, dataformats)
     if getattr(image, "__name__", None) == "matplotlib.pyplot":
         image = image.gcf()
@@ -97,9 +104,9 @@ def _axes(shape: tuple[int, ...], dataformats: str | None) -> str:
             axes = "HW"
         elif len(shape) in (3, 4):
             stack = "N" if len(shape) == 4 else ""
-            if shape[-1] in _COLOURS:
+            if shape[-1] in _LIKELY:
                 axes = f"{stack}HWC"
-            elif shape[-3] in _COLOURS:
+            elif shape[-3] in _LIKELY:
                 axes = f"{stack}CHW"
             else:
                 raise ValueError(
@@ -122,7 +129,7 @@ def _axes(shape: tuple[int, ...], dataformats: str | None) -> str:
     if "C" in axes and shape[axes.index("C")] not in _COLOURS:
         raise ValueError(
             f"{given} with dataformats {axes!r} has {shape[axes.index('C')]} channels; "
-            "expected 1 (grey), 3 (RGB) or 4 (RGBA)"
+            "expected 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGBA)"
         )
     return axes
 

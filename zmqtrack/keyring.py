@@ -70,6 +70,7 @@ class KeyRing:
             raise KeyFileError(f"{path / 'server.key'} is no server's key: {error}") from None
         for place in (path, self.folder):
             _check_writable_by_owner_alone(place)
+        self._seen: dict[str, tuple[int, int]] = {}  # by file, as :meth:`clients` read it
 
     @classmethod
     def create(cls, path: Path, address: str) -> KeyRing:
@@ -93,9 +94,23 @@ class KeyRing:
         Raises:
             OSError: the folder is not there any more.
         """
+        return hash(tuple(sorted(self._files().items())))
+
+    def _files(self) -> dict[str, tuple[int, int]]:
         with os.scandir(self.folder) as entries:
-            found = [(entry.name, entry.stat().st_mtime_ns, entry.inode()) for entry in entries]
-        return hash(tuple(sorted(found)))
+            return {entry.name: (entry.stat().st_mtime_ns, entry.inode()) for entry in entries}
+
+    def has_changed(self, name: str) -> bool:
+        """Whether the file of that client is another one than when :meth:`clients` read it.
+
+        It opens no file.
+        """
+        path = self._path(name)
+        try:
+            now = path.stat()
+        except OSError:
+            return True
+        return self._seen.get(path.name) != (now.st_mtime_ns, now.st_ino)
 
     def clients(self) -> dict[bytes, Client]:
         """Who belongs to each public key.
@@ -104,6 +119,7 @@ class KeyRing:
             KeyFileError, OSError: a file cannot be read; nobody may be let in then.
         """
         _check_writable_by_owner_alone(self.folder)
+        files = self._files()  # what changes after this is seen to have changed
         try:
             known = self.facts()
         except PermissionError as error:
@@ -111,6 +127,7 @@ class KeyRing:
                 f"{error.filename} cannot be read by this service. No secret is in clients/: "
                 f"chmod a+rX {self.path} and chmod -R a+rX {self.folder}"
             ) from None
+        self._seen = files
         found = {}
         for facts in known:
             client = Client(

@@ -8,7 +8,7 @@ from typing import Any
 
 import zmq
 
-from . import wire
+from . import family, wire
 from .control import Connection, resolve
 from .errors import FrameError
 from .keys import Key
@@ -28,6 +28,8 @@ PATIENCE = 1.0
 PATIENCE_MAX = 8.0
 #: Refusals of a greeting that pass by themselves.
 PASSING = frozenset({"busy", "over_rate"})
+#: And those that pass when another run or writer of the site has ended.
+CROWDED = frozenset({"too_many_runs", "too_many_streams"})
 #: Longest that a daemon can make us wait for its rate limit, in seconds, before it is asked anew.
 SLOW_MAX = 60.0
 
@@ -44,6 +46,8 @@ class Link:
         self._ingest: Connection | None = None
         self._epoch = b""
         self._welcome = False
+        #: Somebody is there, whatever the answer was.
+        self.answered = False
         self._window: list[tuple[int, int]] = []  # (seq, bytes), pushed and unacknowledged
         self._next: list[Outgoing] = []  # read from the spool, not yet pushed
         self._pushed = 0  # highest seq that was ever pushed: no answer can be for more
@@ -53,10 +57,8 @@ class Link:
         self._window_bytes = WINDOW_BYTES  # the daemon may allow less
         self._slow_until = 0.0  # it asked us to wait so long
         self._probing = False  # and then to try with one batch
-        #: Say now and then that the writer lives, with its highest step, as far as that was
-        #: looked at, and the time of what it logged last.
+        #: Say now and then that the writer lives, with the time of what it logged last.
         self.beats = False
-        self.step: int | None = None
         self.clock = 0.0
         self._beat_every = self._beat_due = 0.0
         self._beat_final = False
@@ -72,8 +74,13 @@ class Link:
 
     @property
     def refused(self) -> bool:
-        """The daemon does not take this stream, and no waiting changes that."""
+        """The daemon does not take this stream, at least while others of its site are open."""
         return self._refused is not None and self._refused not in PASSING
+
+    @property
+    def crowded(self) -> bool:
+        """It does once others of its site have ended."""
+        return self._refused in CROWDED
 
     @property
     def control(self) -> zmq.Socket[bytes]:
@@ -83,11 +90,14 @@ class Link:
     def pump(self) -> None:
         """Do all that can be done now without waiting."""
         if (refusal := self._connection.refusal()) and refusal != self._shut_out:
-            self._shut_out = refusal
+            self._shut_out, self.answered = refusal, True
             log.warning("zmqtrack: %s; records are kept here", refusal)
+        if self._connection.renew_if_silent() and self._ingest is not None:
+            self._ingest.renew()  # it goes the same way
         if self._ingest is not None:
             self._ingest.refusal()  # which makes it anew, now and then
         while self.control.poll(0):
+            self._connection.heard()
             try:
                 self._on_message(wire.decode_control(self.control.recv()))
             except FrameError as error:
@@ -102,12 +112,14 @@ class Link:
     # --- what the daemon says --------------------------------------------------------------
 
     def _on_message(self, message: dict[str, Any]) -> None:
+        self.answered = True
         handler = {
             "welcome": self._on_welcome,
             "ack": self._on_ack,
             "resume": self._on_resume,
             "slow": self._on_slow,
             "reject": self._on_reject,
+            "notice": self._on_notice,
             "refused": self._on_refused,
         }.get(message["op"])
         if handler and message.get("stream") == self.spool.stream:
@@ -132,6 +144,8 @@ class Link:
         self._beat_every = float(message.get("beat") or 0.0)
         if self._is_same(message):
             self._acknowledge(message["seq"])
+        # It answers, but what we push does not arrive: the ingest connection leads nowhere.
+        self._ingest.renew_if_silent()
         self._go_back()
 
     def _is_same(self, message: dict[str, Any]) -> bool:
@@ -162,6 +176,8 @@ class Link:
         """We are over our site's rate: what is under way was not taken, and is kept here."""
         wait = min(max(0.0, float(message["wait"])), SLOW_MAX)
         self._slow_until = time.monotonic() + wait
+        if self._ingest is not None:
+            self._ingest.heard()
         self._due = max(self._due, self._slow_until + self._patience)
         self._probing = True
         self._go_back()
@@ -184,6 +200,10 @@ class Link:
             log.warning("zmqtrack: %s: %s", self.address, message.get("detail"))
         self._patience = PATIENCE_MAX
 
+    def _on_notice(self, message: dict[str, Any]) -> None:
+        """The daemon has seen something that a person should know, and that is no refusal."""
+        log.warning("zmqtrack: %s", str(message.get("detail"))[:2000])
+
     # --- what we say -----------------------------------------------------------------------
 
     def _greet(self) -> None:
@@ -202,6 +222,7 @@ class Link:
             self.control.send(hello, zmq.NOBLOCK)
         except zmq.Again:
             return  # nobody there yet: the next pump tries again, ZeroMQ reconnects by itself
+        self._connection.expect()
         self._due = now + self._patience
         self._patience = min(2 * self._patience, PATIENCE_MAX)
 
@@ -217,14 +238,15 @@ class Link:
             "beat",
             stream=self.spool.stream,
             run=list(self.spool.run),
-            spooled=self.spool.pending(),
-            step=self.step,
+            waiting=self.spool.pending(),
             time=self.clock,
+            **family.who(),
         )
         try:
             self.control.send(beat, zmq.NOBLOCK)
         except zmq.Again:
-            pass
+            return
+        self._connection.expect()
 
     def _push(self) -> None:
         """Push batches until the window is full, the spool is empty or ZeroMQ says later."""
@@ -250,6 +272,7 @@ class Link:
                 return
             if not self._window:
                 self._due = time.monotonic() + self._patience
+            self._ingest.expect()  # an acknowledgement, by way of control
             del self._next[0]
             self._window.append((batch.seq, len(batch.body)))
             self._pushed = max(self._pushed, batch.seq)
@@ -261,6 +284,8 @@ class Link:
             self._window = [entry for entry in self._window if entry[0] > seq]
             self._patience = PATIENCE
             self._probing = False
+            if self._ingest is not None:
+                self._ingest.heard()
             self._due = time.monotonic() + self._patience
 
     def _go_back(self) -> None:

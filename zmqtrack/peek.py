@@ -46,13 +46,14 @@ def keys(codec: int, body: bytes) -> list[str]:
 
 
 def sizes(data_type: str, codec: int, body: bytes) -> list[int]:
-    """Of each value the bytes that it takes; of a piece of a file, those of the whole file.
+    """Of each value the bytes that it takes; of a piece, those of the whole file or value.
 
     Raises:
         FrameError: ``bad_body``.
     """
     unpacker = _unpacker()
     found = []
+    fields = 4 if codec & wire.CODEC_PIECES else 3 if data_type == "artifact" else 0
     try:
         unpacker.feed(_start(codec, body, wire.MAX_BODY))
         _begin(unpacker)
@@ -60,17 +61,18 @@ def sizes(data_type: str, codec: int, body: bytes) -> list[int]:
             unpacker.skip()
         for _ in range(unpacker.read_array_header()):
             before = unpacker.tell()
-            if data_type == "artifact":
-                if unpacker.read_array_header() != 3:
-                    raise FrameError("bad_body", "an artifact piece is not [offset, size, bytes]")
+            if fields:
+                if unpacker.read_array_header() != fields:
+                    raise FrameError("bad_body", "a piece is not [offset, size, bytes]")
                 unpacker.skip()
                 size = unpacker.unpack()
-                unpacker.skip()
+                for _ in range(fields - 2):
+                    unpacker.skip()
             else:
                 unpacker.skip()
                 size = unpacker.tell() - before
             if type(size) is not int:
-                raise FrameError("bad_body", "the size of a file is no number")
+                raise FrameError("bad_body", "a size is no number")
             found.append(size)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise FrameError("bad_body", f"not msgpack: {type(error).__name__}: {error}") from None
@@ -92,7 +94,7 @@ def _unpacker() -> msgpack.Unpacker:
 
 def _start(codec: int, body: bytes, size: int) -> bytes | memoryview:
     """The first ``size`` bytes of a body, expanded if it is compressed."""
-    if codec == wire.CODEC_PLAIN:
+    if not codec & wire.CODEC_ZSTD:
         return memoryview(body)[:size]
     try:
         import zstandard

@@ -5,7 +5,7 @@ What ``value`` is, by data type:
 =========== ==================================================================
 run         key ``start``: dict of facts about the process, empty where a run
             that was taken for dead goes on; key ``end``: the status, one of
-            :data:`STATUSES`
+            :data:`ENDS`
 metric      float
 param       anything that msgpack carries: str, number, bool, None, list, dict
 tag         str
@@ -17,38 +17,57 @@ artifact    on the wire ``[offset, size, bytes]``, a piece of a file of ``size``
 log         str, one or more lines of output; the key names the stream
 =========== ==================================================================
 
+A value that is too large for one message travels in pieces (see :mod:`zmqtrack.wire`); an adapter
+is given it whole. An artifact always does.
+
 The name ``lost`` is reserved: with it a writer tells the daemon how many records (value) it
-had to give up, and why (key). So is ``probe``: a batch that is answered, and not kept. Any other
-name that :func:`check_type` accepts is a data type of the user's own; its values are whatever
+had to give up, and why (key); one that begins with :data:`NOT_CARRIED` counts calls that have no
+tracker-neutral form, which is no loss. So is ``probe``: a batch that is answered, and not kept. Any
+other name that :func:`check_type` accepts is a data type of the user's own; its values are whatever
 msgpack carries.
 
 What msgpack carries is here: None, bool, int, float, str, bytes, and lists and dicts of those,
 nested :data:`MAX_DEPTH` deep at most. The keys of a dict may be anything that is no list and no
 dict. msgpack's extension types, its timestamp among them, are not carried.
+
+Metrics that are lines of one chart, and metrics and params of one trial of several in a run, say
+so in their keys: see :class:`PairKey`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import reprlib
 from itertools import pairwise
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 __all__ = [
+    "CUT",
+    "ENDS",
+    "NOT_CARRIED",
+    "PIECES",
     "RESERVED",
     "STATUSES",
+    "UNCUT",
     "VOCABULARY",
     "Entry",
+    "LineKey",
+    "PairKey",
     "Record",
     "RunKey",
+    "TrialKey",
+    "as_key",
     "as_number",
     "check_carried",
     "check_keys",
     "check_name",
     "check_type",
     "check_values",
+    "plain_key",
+    "wire_key",
 ]
 
 #: The built-in data types.
@@ -59,8 +78,21 @@ VOCABULARY: frozenset[str] = frozenset(
 #: Names that the protocol itself uses.
 RESERVED: frozenset[str] = frozenset({"head", "lost", "probe", "pulse"})
 
-#: How a run ends.
+#: With what the reason of a count begins that is no loss: what a syntax cannot carry.
+NOT_CARRIED = "unsupported_"
+#: What never travels in pieces: it is small, the daemon reads it, or it has pieces of its own.
+UNCUT: frozenset[str] = RESERVED | {"run", "metric", "artifact"}
+
+#: Behind a data type's name in an :data:`Entry`: the value is a piece of one.
+CUT = "/pieces"
+#: For :func:`check_values`: what the values of pieces are.
+PIECES = "pieces/"
+
+#: How a run ends, as its writer says.
 STATUSES = ("finished", "failed", "killed")
+#: And as the daemon says of one that went without a word: ``killed``, or ``left`` where nothing
+#: waited at it when it was last heard of, so that it may as well have succeeded.
+ENDS = (*STATUSES, "left")
 
 #: Longest name of an experiment, run, site or key, in UTF-8 bytes.
 MAX_NAME = 250
@@ -87,7 +119,50 @@ class Record(NamedTuple):
     time: float
 
 
+class PairKey(str):
+    """A key of two names: ``first/second``, for all that know no more of it.
+
+    On the wire and in a writer's buffer a control character that its class gives it stands
+    between the two, so that it stays apart from a plain key that reads the same.
+    """
+
+    __slots__ = ("first", "second")
+    mark: ClassVar[str]
+    first: str
+    second: str
+
+    def __new__(cls, first: str, second: str) -> PairKey:
+        key = super().__new__(cls, f"{first}/{second}")
+        key.first, key.second = first, second
+        return key
+
+    def __reduce__(self) -> tuple[type[PairKey], tuple[str, str]]:
+        return type(self), (self.first, self.second)
+
+
+class LineKey(PairKey):
+    """The key of a metric that is one line of a chart with several: ``chart/line``."""
+
+    __slots__ = ()
+    mark = "\x1f"  # ASCII's unit separator
+
+
+class TrialKey(PairKey):
+    """The key of a metric or param of one trial of several in a run: ``trial/key``."""
+
+    __slots__ = ()
+    mark = "\x1e"  # ASCII's record separator
+
+
+#: By data type the pairs that a key may be.
+_PAIRS: dict[str, tuple[type[PairKey], ...]] = {
+    "metric": (LineKey, TrialKey),
+    "param": (TrialKey,),
+}
+
+
 #: A record and its data type, as a logging call appends it: (key, value, step, time, data type).
+#: With :data:`CUT` behind the data type, the value is a piece: (offset, size, bytes, number).
 Entry = tuple[str, Any, "int | None", float, str]
 
 
@@ -127,11 +202,50 @@ def check_type(data_type: object) -> str:
     return data_type
 
 
+def as_key(name: str, limit: int = MAX_KEY) -> str:
+    """``name``, spelled so that it can be a record's key: itself, nearly always.
+
+    Of a name that is empty, and of one that has control characters, these are spelled ``%XX``
+    as in a URL (the empty name is ``%``); one longer than ``limit`` bytes is cut, with a hash of
+    the whole behind it; a lone surrogate becomes ``?``.
+
+    Raises:
+        TypeError: it is no string.
+    """
+    try:
+        return check_name("key", name, limit)
+    except ValueError:
+        pass
+    spelled = name.encode(errors="replace").decode()
+    if not spelled.strip():
+        spelled = "".join(map(_percent, spelled)) or "%"
+    spelled = _CONTROL.sub(lambda found: _percent(found[0]), spelled)
+    if len(spelled.encode()) > limit:
+        digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]
+        spelled = spelled.encode()[: limit - 17].decode(errors="ignore") + f"~{digest}"
+    return spelled
+
+
+def _percent(characters: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in characters.encode())
+
+
+def plain_key(key: str) -> str:
+    """A key as people and patterns know it, from the one that a writer appends."""
+    return key.replace(LineKey.mark, "/", 1).replace(TrialKey.mark, "/", 1)
+
+
+def wire_key(key: str) -> str:
+    """A key as a writer appends it, from a decoded one; see :class:`PairKey`."""
+    return f"{key.first}{key.mark}{key.second}" if isinstance(key, PairKey) else key
+
+
 def as_number(key: str, value: Any) -> float:
     """Return ``value`` as a float; NaN and ±inf stay what they are.
 
-    Takes int, float, bool, NumPy scalars, and arrays or tensors (of any library) with
-    exactly one element; none of those libraries is imported to find out.
+    Takes what ``float`` takes (int, bool, Decimal, Fraction, the text of a number), NumPy
+    scalars, and arrays or tensors (of any library) with exactly one element; none of those
+    libraries is imported to find out.
 
     Raises:
         TypeError: anything else; names key and type.
@@ -145,16 +259,19 @@ def as_number(key: str, value: Any) -> float:
                 raise TypeError(
                     f"metric {key!r}: expected one number, got {_describe(value)} ({error})"
                 ) from None
-        if not isinstance(value, (int, float)):
-            raise TypeError(f"metric {key!r}: expected a number, got {_describe(value)}")
     try:
         return float(value)
     except OverflowError:
         raise TypeError(f"metric {key!r}: the integer is too large for a float") from None
+    except (TypeError, ValueError):
+        raise TypeError(f"metric {key!r}: expected a number, got {_describe(value)}") from None
 
 
-def check_keys(keys: list[str]) -> None:
+def check_keys(keys: list[str], data_type: str = "") -> list[str]:
     """Check decoded keys (strings, and valid Unicode) as :func:`check_name` does, all at a time.
+
+    Returns:
+        the keys, and a :class:`PairKey` for each that is one.
 
     Raises:
         ValueError: one of them is empty, longer than ``MAX_KEY`` bytes or has control characters.
@@ -166,9 +283,15 @@ def check_keys(keys: list[str]) -> None:
         and min(keys, default=".").strip()
         and max(map(len, keys), default=0) <= MAX_KEY // 4  # in UTF-8 a character has 4 bytes
     ):
-        return
+        return keys
+    for pair in _PAIRS.get(data_type, ()):
+        keys = [
+            pair(*key.split(pair.mark, 1)) if type(key) is str and pair.mark in key else key
+            for key in keys
+        ]
     for key in keys:
         check_name("key", key, MAX_KEY)
+    return keys
 
 
 #: The Python types that a value of each data type may have once decoded.
@@ -180,6 +303,7 @@ _SHAPES: dict[str, frozenset[type]] = {
     "image": frozenset({bytes}),
     "histogram": frozenset({dict}),
     "artifact": frozenset({list}),
+    PIECES: frozenset({list}),
     "log": frozenset({str}),
     "lost": frozenset({int}),
 }
@@ -212,7 +336,12 @@ def check_values(data_type: str, values: list[Any], keys: list[str] | None = Non
         check_carried(values)
     if data_type == "artifact":
         for value in values:
-            _check_piece(value)
+            _check_piece(value, [int, int, bytes])
+    elif data_type == PIECES:
+        for value in values:
+            _check_piece(value, [int, int, bytes, int])
+            if not value[2]:
+                raise TypeError("a piece without a byte")
     elif data_type == "histogram":
         for value in values:
             _check_summary(value)
@@ -221,7 +350,7 @@ def check_values(data_type: str, values: list[Any], keys: list[str] | None = Non
             raise TypeError("a count of lost records that is negative or too great")
     elif data_type == "run":
         for key, value in zip(keys or (), values, strict=False):
-            if not (type(value) is dict if key == "start" else key == "end" and value in STATUSES):
+            if not (type(value) is dict if key == "start" else key == "end" and value in ENDS):
                 raise TypeError(f"a run record {key!r:.40} that is no start and no end")
 
 
@@ -258,12 +387,12 @@ def check_carried(values: list[Any], greatest: int | None = None) -> None:
     raise TypeError(f"a value nested deeper than {MAX_DEPTH}")
 
 
-def _check_piece(value: list[Any]) -> None:
-    if list(map(type, value)) != [int, int, bytes]:
-        raise TypeError("an artifact piece is not [offset, size, bytes]")
-    offset, size, piece = value
+def _check_piece(value: list[Any], shape: list[type]) -> None:
+    if list(map(type, value)) != shape:
+        raise TypeError("a piece is not [offset, size, bytes], with a number where it is no file's")
+    offset, size, piece, *_ = value
     if not 0 <= offset <= offset + len(piece) <= size <= MAX_INT:
-        raise TypeError(f"an artifact piece at {offset} does not lie within {size} bytes")
+        raise TypeError(f"a piece at {offset} does not lie within {size} bytes")
 
 
 def _check_summary(value: dict[str, Any]) -> None:

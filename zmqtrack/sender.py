@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import logging
+import math
 import os
 import resource
 import sqlite3
@@ -11,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
 
@@ -19,13 +21,14 @@ from . import wire
 from .errors import SpoolError
 from .keys import Key
 from .link import Link
-from .records import Entry
-from .spool import Outgoing, Spool, orphans
+from .records import CUT, Entry
+from .rows import Rows
+from .spool import Outgoing, Spool, orphans, send_command
 
 if TYPE_CHECKING:
     from .egress import Gate
 
-__all__ = ["Buffer", "Sender"]
+__all__ = ["Buffer", "Sender", "after_fork", "running", "starting"]
 
 log = logging.getLogger("zmqtrack")
 
@@ -52,10 +55,30 @@ FILES = 24
 #: Between two looks for outboxes that crashed processes left, in seconds.
 ADOPT_INTERVAL = 30.0
 
+#: Where nothing answers, that is said after so many seconds; and in this process not again.
+SILENCE = 10.0
+_silent: set[tuple[Path, str]] = set()
+
+#: Stands for an address that a person has to fill in.
+ANY_ADDRESS = "tcp://HOST:PORT"
+
 #: Who looks for them, in this process, by folder and address: one for all is enough, and a look
 #: costs something for each outbox that is there.
 _adopters: dict[tuple[Path, str], Sender] = {}
-os.register_at_fork(after_in_child=_adopters.clear)
+
+#: Those whose thread has not ended, and a lock for who makes one.
+running: set[Sender] = set()
+_starting = threading.RLock()
+
+
+class _Packed(NamedTuple):
+    """A batch that is not in the spool yet."""
+
+    type: str
+    records: int
+    body: bytes
+    step: int | None  # the highest in it
+    rows: int  # how its rows end
 
 
 class Sender(threading.Thread):
@@ -74,10 +97,15 @@ class Sender(threading.Thread):
         *,
         codec: int = wire.CODEC_PLAIN,
         key: Key | None = None,
+        key_file: Path | None = None,
         egress: Gate | None = None,
+        rows: Rows | None = None,
         on_quiet: Callable[[bool], None],
     ) -> None:
         super().__init__(name=f"zmqtrack-{spool.run.run}", daemon=True)
+        #: Held in a turn. A fork waits for it: SQLite and ZeroMQ take locks of the process, which
+        #: in the child nobody would release.
+        self.turn = threading.RLock()
         #: The disk refuses what has been packed.
         self.stuck = False
         #: One reason for each record that had to be given up before it was packed.
@@ -86,15 +114,17 @@ class Sender(threading.Thread):
         self._buffer = buffer
         self._interval = flush_interval
         self._codec = codec
-        self._key = key
+        self._key, self._key_file = key, key_file
         self._egress = egress
-        self._unspooled: list[tuple[str, int, bytes]] = []  # packed, but the disk refused it
+        self._rows = rows or Rows()
+        self._unspooled: list[_Packed] = []  # the disk refused it
         self._flushes: collections.deque[threading.Event] = collections.deque()
         self._deadline: float | None = None
         self._last: Entry | None = None
         self._on_quiet = on_quiet
         self._quiet = False  # each call wakes us
         self._busy = time.monotonic()  # when something was logged, or quiet began
+        self._silence_due = self._busy + SILENCE
         self._adopt_due = 0.0
         self._place = spool.path.parent, spool.address
         self._said: set[str] = set()
@@ -102,13 +132,23 @@ class Sender(threading.Thread):
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._own: Link | None = None  # once it could be made
-        self._step: int | None = None  # the highest that was noticed
         self._clock = 0.0  # of what was logged last
         self._links: list[Link] = []  # it, and that of an adopted outbox
         self._unwanted: set[Path] = set()  # outboxes that the daemon has refused
+        self._later: set[Path] = set()  # those that it takes when others have ended
+        self._given_up: set[tuple[Any, ...]] = set()  # too large, and pieces of it are to come
         self._losses: collections.Counter[str] = collections.Counter()  # taken out of `lost`
 
     # --- called from other threads ----------------------------------------------------------
+
+    def start(self) -> None:
+        running.add(self)
+        super().start()
+
+    @property
+    def at_work(self) -> bool:
+        """It has not ended."""
+        return self in running
 
     def wake(self) -> None:
         """Do not wait for the flush interval to pass."""
@@ -122,7 +162,7 @@ class Sender(threading.Thread):
         done = threading.Event()
         self._flushes.append(done)
         self.wake()
-        if not self.is_alive():
+        if not self.at_work:
             return done.is_set()
         return done.wait(timeout)
 
@@ -137,9 +177,9 @@ class Sender(threading.Thread):
 
     def wait(self) -> int:
         """Until it has ended after :meth:`stop`; returns the records that remain."""
-        assert self._deadline is not None
-        # A hung disk must not hold up the exit either.
-        self.join(max(0.0, self._deadline - time.monotonic()) + 2.0)
+        if self._deadline is not None:
+            # A hung disk must not hold up the exit either.
+            self.join(max(0.0, self._deadline - time.monotonic()) + 2.0)
         return self._remaining
 
     # --- the thread -------------------------------------------------------------------------
@@ -153,7 +193,9 @@ class Sender(threading.Thread):
                 if self._last is not None and self._own:
                     self._own.beat_last()
                 try:
-                    self._turn()
+                    self._wait()
+                    with self.turn:
+                        self._turn()
                 except Exception:
                     log.exception("zmqtrack: a turn of the sender failed; going on")
                     time.sleep(1.0)
@@ -166,25 +208,37 @@ class Sender(threading.Thread):
                 if deadline is not None and (self._has_sent_all() or time.monotonic() >= deadline):
                     break
         finally:
-            if _adopters.get(self._place) is self:
-                del _adopters[self._place]
-            self._remaining = self._spool.pending() + len(self._buffer)
-            self._remaining += sum(n for _, n, _ in self._unspooled)
-            if self._egress and self._egress.pending:
-                log.error(
-                    "zmqtrack: %s could not be written to the end: of run %s, what had waited for "
-                    "it in memory is lost",
-                    self._egress.audit_path,
-                    self._spool.run.run,
-                )
-            for link in self._links:
-                link.close()
-                link.spool.close()
-            if self._own is None:
-                self._spool.close()
-            write, self._wake_write = self._wake_write, -1
-            os.close(self._wake_read)
-            os.close(write)
+            with self.turn:
+                try:
+                    self._end()
+                finally:
+                    running.discard(self)
+            if not self._unspooled and not self._buffer:
+                for event in list(self._flushes):
+                    event.set()
+
+    def _end(self) -> None:
+        """Release all that the thread had, and note what remains."""
+        if _adopters.get(self._place) is self:
+            del _adopters[self._place]
+        self._remaining = self._spool.pending() + len(self._buffer)
+        self._remaining += sum(each.records for each in self._unspooled)
+        if self._egress and self._egress.pending:
+            log.error(
+                "zmqtrack: %s could not be written to the end: of run %s, what had waited for "
+                "it in memory is lost",
+                self._egress.audit_path,
+                self._spool.run.run,
+            )
+        for link in self._links:
+            link.close()
+            link.spool.close()
+        self._links = []
+        if self._own is None:
+            self._spool.close()
+        write, self._wake_write = self._wake_write, -1
+        os.close(self._wake_read)
+        os.close(write)
 
     def _has_sent_all(self) -> bool:
         """Also what earlier processes left: short runs would never get to it otherwise."""
@@ -195,11 +249,10 @@ class Sender(threading.Thread):
 
     def _turn(self) -> None:
         """Buffer → batches → spool → push; the loop's body."""
-        self._wait()
         self._note(len(self._buffer))
         self._losses.update(self.lost.popleft() for _ in range(len(self.lost)))
         flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
-        room = sum(len(body) for _, _, body in self._unspooled) < UNSPOOLED_BYTES
+        room = sum(len(each.body) for each in self._unspooled) < UNSPOOLED_BYTES
         room = room and not (self._egress and self._egress.pending)
         if room:
             self._pack()  # else the disk refuses what we have: the rest stays in the buffer
@@ -213,7 +266,9 @@ class Sender(threading.Thread):
         else:
             self._adopt()
         if self._own:
-            self._own.step, self._own.clock = self._step, self._clock
+            self._own.clock = self._clock
+            if not self._own.answered and time.monotonic() > self._silence_due:
+                self._tell_silence()
         for link in self._links:
             link.pump()
         self._release()
@@ -242,6 +297,7 @@ class Sender(threading.Thread):
 
     def _pack(self) -> None:
         """Take all records out of the buffer and pack them, by data type."""
+        self._rows.before_taking()
         take = self._buffer.popleft
         entries = [take() for _ in range(len(self._buffer))]
         self._note(len(entries))
@@ -249,41 +305,87 @@ class Sender(threading.Thread):
             entries = self._egress.sift(entries)
         if entries:
             self._clock = entries[-1][3]
-            step = next((entry[2] for entry in reversed(entries) if entry[2] is not None), None)
-            if step is not None and (self._step is None or step > self._step):
-                self._step = step
+        types = {entry[4] for entry in entries}
         groups: dict[str, list[Entry]] = {}
-        if len({entry[4] for entry in entries}) == 1:  # the usual case: nothing but metrics
-            groups[entries[0][4]] = entries
+        if len(types) == 1 and "metric" in types:  # the usual case
+            groups["metric"] = entries
         else:
+            cut = {name: name.partition("/")[0] for name in types}
             for entry in entries:
-                groups.setdefault(entry[4], []).append(entry)
+                groups.setdefault(cut[entry[4]], []).append(entry)
+            self._keep_within_limits(groups)
         if self._losses:
             # What could not be kept is told in its place, so that the daemon can count it.
             groups.setdefault("lost", []).extend(
                 (reason, n, None, time.time(), "lost") for reason, n in self._losses.items()
             )
             self._losses.clear()
-        sizes = self._own.sizes if self._own else {}
-        batches = []
-        for data_type, records in groups.items():
-            if limit := sizes.get(data_type):  # what the daemon will refuse goes by itself
-                batches += [(data_type, [e]) for e in records if _size(e[1]) > limit]
-                records = [e for e in records if _size(e[1]) <= limit]
-            if records:
-                batches.append((data_type, records))
+        batches = list(_in_order(groups))
         if "run" in groups and groups["run"][-1][0] == "end":
             # After all others, also where `finish` had no time to wait for them first.
             batches.append(("run", [groups["run"].pop()]))
-        for data_type, records in batches:
-            for start in range(0, len(records), BATCH_RECORDS):
-                for count, body in self._bodies(records[start : start + BATCH_RECORDS]):
-                    self._unspooled.append((data_type, count, body))
+        packed = [
+            each
+            for name, records in batches
+            for cut in self._cut(name, records)
+            for each in self._bodies(name, cut)
+        ]
+        ends = self._rows.ends([(name.partition("/")[0], part) for name, part, *_ in packed])
+        self._unspooled += [
+            _Packed(name, len(part), body, step, rows)
+            for (name, part, body, step), rows in zip(packed, ends, strict=True)
+        ]
 
-    def _bodies(self, records: list[Entry]) -> Iterator[tuple[int, bytes]]:
+    def _cut(self, name: str, records: list[Entry]) -> Iterator[list[Entry]]:
+        """One batch's worth at a time; of pieces, two would be too large."""
+        if name.endswith(CUT):
+            return ([record] for record in records)
+        return self._rows.cut(records, BATCH_RECORDS)
+
+    def _keep_within_limits(self, groups: dict[str, list[Entry]]) -> None:
+        """Give up what the daemon has said that it will refuse: too large texts, images, files."""
+        sizes = self._own.sizes if self._own else {}
+        for data_type in groups.keys() - {"metric"}:
+            name = data_type if data_type in sizes else "value"
+            if limit := sizes.get(name):
+                kept = [e for e in groups[data_type] if not self._is_given_up(e, name, limit)]
+                groups[data_type] = kept
+                if not kept:
+                    del groups[data_type]
+
+    def _is_given_up(self, entry: Entry, name: str, limit: int) -> bool:
+        """Whether it is too large; of a piece, what its first met with holds for all."""
+        if not (entry[4] == "artifact" or entry[4].endswith(CUT)):
+            # Of what is neither text nor image the size is known where it is large, and cut.
+            too_large = name != "value" and _size(entry[1]) > limit
+            if too_large:
+                self._give_up(entry, name, limit)
+            return too_large
+        offset, size, piece, *number = entry[1]
+        ident = (entry[0], entry[3], size, *number)
+        if offset == 0 and (wire.length(entry[1]) if number else size) > limit:
+            self._give_up(entry, name, limit)
+            self._given_up.add(ident)
+        found = ident in self._given_up
+        if offset + len(piece) >= size:
+            self._given_up.discard(ident)
+        return found
+
+    def _give_up(self, entry: Entry, name: str, limit: int) -> None:
+        reason = f"{name}_too_large"
+        self._losses[reason] += 1
+        self._say_once(
+            reason,
+            f"{entry[4].partition('/')[0]} {entry[0]!r:.80} is not sent: the daemon takes {limit} "
+            f"bytes at most (limits.{name}). All such are counted as {reason}",
+        )
+
+    def _bodies(
+        self, name: str, records: list[Entry]
+    ) -> Iterator[tuple[str, list[Entry], bytes, int | None]]:
         """Pack records into as few bodies as the size limits allow."""
         try:
-            body = wire.encode_body(records, self._codec)
+            body, step = wire.pack(records, self._codec)
         except (TypeError, ValueError, OverflowError) as error:
             # Each call has checked its value; this is the net below: one record must not take
             # its neighbours along.
@@ -291,13 +393,13 @@ class Sender(threading.Thread):
                 self._say_once("unencodable", f"record {records[0][0]!r:.80} is lost: {error}")
                 self.lost.append("unencodable")
                 return
-            body = b""
+            body, step = b"", None
         if len(records) > 1 and (not body or len(body) > BATCH_BYTES):
             middle = len(records) // 2
-            yield from self._bodies(records[:middle])
-            yield from self._bodies(records[middle:])
+            yield from self._bodies(name, records[:middle])
+            yield from self._bodies(name, records[middle:])
         else:
-            yield len(records), body
+            yield name, records, body, step
 
     def _store(self) -> bool:
         """Commit what is packed to the spool; False (and kept) if the disk refuses it."""
@@ -307,8 +409,11 @@ class Sender(threading.Thread):
             return True
         run = self._spool.run
         batches = []
-        for seq, (data_type, count, body) in enumerate(self._unspooled, self._spool.last + 1):
-            header = wire.Header(self._spool.stream, seq, run, count, self._codec)
+        for seq, packed in enumerate(self._unspooled, self._spool.last + 1):
+            name, count, body, step, rows = packed
+            data_type, _, cut = name.partition("/")
+            codec = self._codec | (wire.CODEC_PIECES if cut else 0)
+            header = wire.Header(self._spool.stream, seq, run, count, codec, step=step, rows=rows)
             batches.append(Outgoing(seq, data_type, count, wire.encode_header(header), body))
         try:
             shed = self._spool.append(batches)
@@ -365,7 +470,7 @@ class Sender(threading.Thread):
             return
         self._adopt_due = time.monotonic() + ADOPT_INTERVAL
         for path in orphans(self._spool.path.parent):
-            if path == self._spool.path or path in self._unwanted:
+            if path == self._spool.path or path in self._unwanted or path in self._later:
                 continue
             try:
                 spool = Spool.open(path)
@@ -382,13 +487,39 @@ class Sender(threading.Thread):
                 continue
             self._links.append(Link(spool, self._spool.address, self._key))
             return
+        self._later.clear()
+
+    @property
+    def how_to_send(self) -> str:
+        """The command that sends what is left when this process has ended."""
+        folder, address = self._place
+        answered = self._own is not None and self._own.answered
+        return send_command(folder, address if answered else ANY_ADDRESS, self._key_file)
+
+    def _tell_silence(self) -> None:
+        self._silence_due = math.inf
+        if self._place in _silent:
+            return
+        _silent.add(self._place)
+        folder, address = self._place
+        log.warning(
+            "zmqtrack: no daemon has answered at %s yet. What run %r (site %r) logs is kept in %s "
+            "and is sent as soon as one does. If that address is wrong, give the right one "
+            "(ZMQTRACK_ADDRESS); when this process has ended, `%s` sends what it left",
+            address,
+            self._spool.run.run,
+            self._spool.run.site,
+            folder,
+            self.how_to_send,
+        )
 
     def _release(self) -> None:
         """Let go of adopted outboxes that are empty, or refused, and look for the next one."""
         adopted = [link for link in self._links if link is not self._own]
         for link in [link for link in adopted if link.done or link.refused]:
             if not link.done:
-                self._unwanted.add(link.spool.path)  # the others must not wait behind it
+                # The others must not wait behind it.
+                (self._later if link.crowded else self._unwanted).add(link.spool.path)
             link.close()
             link.spool.close()
             self._links.remove(link)
@@ -405,8 +536,23 @@ class Sender(threading.Thread):
             spool.abandon()
         if self._egress:
             self._egress.abandon()
+        write, self._wake_write = self._wake_write, -1
         os.close(self._wake_read)
-        os.close(self._wake_write)
+        os.close(write)
+
+
+def starting() -> threading.RLock:
+    """The lock to hold while a spool and its sender are made."""
+    return _starting
+
+
+def after_fork() -> None:
+    """In a forked child: no sender is at work, and what they had is the parent's."""
+    global _starting
+    _starting = threading.RLock()
+    _adopters.clear()
+    while running:
+        running.pop().abandon()
 
 
 def _has_files_left() -> bool:
@@ -418,8 +564,16 @@ def _has_files_left() -> bool:
         return False
 
 
+def _in_order(groups: dict[str, list[Entry]]) -> Iterator[tuple[str, list[Entry]]]:
+    """Batches to be, by data type; what is in pieces stands among what is not as it was logged."""
+    for records in groups.values():
+        if len({entry[4] for entry in records}) == 1:
+            yield records[0][4], records
+        else:
+            for name, some in itertools.groupby(records, key=lambda entry: entry[4]):
+                yield name, list(some)
+
+
 def _size(value: Any) -> int:
-    """Bytes of a text or image; of a piece of a file, those of the whole file."""
-    if isinstance(value, list):
-        return int(value[1])
+    """Bytes of a text or image."""
     return len(value.encode(errors="replace")) if isinstance(value, str) else len(value)

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import shlex
 import sqlite3
 import tempfile
 import time
@@ -23,7 +24,7 @@ from . import damage, wire
 from .errors import FrameError, SpoolError
 from .records import Record, RunKey
 
-__all__ = ["Outgoing", "Spool", "default_directory", "orphans"]
+__all__ = ["Outgoing", "Spool", "default_directory", "orphans", "send_command"]
 
 log = logging.getLogger("zmqtrack")
 
@@ -378,7 +379,8 @@ class Spool:
             for path in (self.path, *(Path(f"{self.path}{end}") for end in ("-wal", "-shm"))):
                 path.unlink(missing_ok=True)
             _lock_path(self.path).unlink(missing_ok=True)
-        os.close(self._lock)
+        lock, self._lock = self._lock, -1
+        os.close(lock)
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's outbox without touching it."""
@@ -387,7 +389,8 @@ class Spool:
         # Closing the connection, even by garbage collection, could write to a file that is
         # the parent's. So it is never collected in this process.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._db))
-        os.close(self._lock)
+        if self._lock >= 0:
+            os.close(self._lock)
 
 
 def orphans(directory: Path) -> list[Path]:
@@ -399,6 +402,14 @@ def orphans(directory: Path) -> list[Path]:
         except FileNotFoundError:
             continue  # delivered and removed by its owner just now
     return [path for _, path in sorted(found)]
+
+
+def send_command(directory: Path, address: str, key_file: Path | None = None) -> str:
+    """What a person types to have sent what processes that have ended left in ``directory``."""
+    words = ["zmqtrack", "spool", "send", "--dir", str(directory), "--address", address]
+    if key_file is not None:
+        words += ["--key", str(key_file)]
+    return shlex.join(words)
 
 
 def _is_whole(row: tuple[Any, ...]) -> bool:

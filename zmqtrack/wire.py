@@ -11,13 +11,24 @@ A batch holds records of one data type and one run key. On the wire it is three 
     │                       │   │ 3 experiment     str     │   │ 3 times  [float], s      │
     │ each part ends in "/":│   │ 4 run            str     │   │ 4 values [any]           │
     │ ZeroMQ matches topics │   │ 5 site           str     │   │                          │
-    │ by prefix. The site   │   │ 6 count  uint, records   │   │ as it is (codec 0), or   │
-    │ is percent-encoded.   │   │ 7 codec          uint    │   │ one zstd frame (codec 1) │
-    └───────────────────────┘   ├──────────────────────────┤   │                          │
-                                │ daemon → subscriber adds │   │ The daemon never looks   │
-                                │ 8 offset  uint, from 1   │   │ inside.                  │
-                                │ 9 epoch      16 bytes    │   └──────────────────────────┘
+    │ by prefix. The site   │   │ 6 count  uint, records   │   │ codec + 1: all of it is  │
+    │ is percent-encoded.   │   │ 7 codec          uint    │   │   one zstd frame         │
+    └───────────────────────┘   │ 8 step   int | nil, the  │   │ codec + 2: the values    │
+                                │          records' highest│   │   are pieces of others,  │
+                                │ 9 rows      uint, 0 to 3 │   │   [offset, size, bytes,  │
+                                ├──────────────────────────┤   │   number]                │
+                                │ daemon → subscriber adds │   └──────────────────────────┘
+                                │ 10 offset uint, from 1   │
+                                │ 11 epoch     16 bytes    │
                                 └──────────────────────────┘
+
+A value that is too large for one body travels in pieces of its msgpack encoding, which has ``size``
+bytes in all. The pieces have the same key, step, time and ``number``, which no other value of the
+stream has, and come in the order of their offsets. The daemon never puts them together.
+
+``rows`` other than 0 says that the records of one time are one row (of a tool that logs in rows),
+and how far the rows of this batch go: 1 all are whole; 2 some go on in the stream's next batch
+that has ``rows``; 3 all are whole but the last one, to which the writer may still add.
 
 A control message begins with a msgpack map that has at least ``op`` and ``v``, the version;
 ``page`` and ``commit`` are followed by two frames (header, body) for each batch in them.
@@ -29,6 +40,7 @@ import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
+from mmap import mmap
 from types import NoneType
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -39,6 +51,8 @@ from .errors import FrameError
 from .records import (
     MAX_CONTAINERS,
     MAX_INT,
+    PIECES,
+    UNCUT,
     Record,
     RunKey,
     check_carried,
@@ -50,9 +64,13 @@ from .records import (
 
 __all__ = [
     "CODECS",
+    "CODEC_PIECES",
     "MAX_BODY",
     "MAX_HEADER",
     "MAX_RECORDS",
+    "ROWS_GO_ON",
+    "ROWS_LAST_OPEN",
+    "ROWS_WHOLE",
     "VERSION",
     "Batch",
     "Header",
@@ -60,9 +78,13 @@ __all__ = [
     "decode_control",
     "decode_header",
     "decode_topic",
+    "decode_value",
     "encode_body",
     "encode_control",
     "encode_header",
+    "encode_value",
+    "length",
+    "pack",
     "topic",
 ]
 
@@ -81,12 +103,19 @@ MAX_CONTROL = 1 << 20
 MAX_ITEMS = 1 << 16
 CODEC_PLAIN = 0
 CODEC_ZSTD = 1
+#: Added to either: the values are pieces.
+CODEC_PIECES = 2
+#: How the rows of a batch end (:attr:`Header.rows`); 0: its records are not rows.
+ROWS_WHOLE, ROWS_GO_ON, ROWS_LAST_OPEN = 1, 2, 3
 #: Codec names as users write them.
 CODECS = {"none": CODEC_PLAIN, "zstd": CODEC_ZSTD}
 
 
 class Header(NamedTuple):
-    """What the daemon reads of a batch. ``offset`` is 0 until it is journalled."""
+    """What the daemon reads of a batch. ``offset`` is 0 until it is journalled.
+
+    ``step`` is the highest of its records; None: none has one, or the writer does not say.
+    """
 
     stream: bytes
     seq: int
@@ -95,6 +124,12 @@ class Header(NamedTuple):
     codec: int = CODEC_PLAIN
     offset: int = 0
     epoch: bytes = b""
+    step: int | None = None
+    rows: int = 0
+
+    @property
+    def in_pieces(self) -> bool:
+        return bool(self.codec & CODEC_PIECES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +190,10 @@ def decode_topic(frame: bytes) -> str:
 
 def encode_header(header: Header) -> bytes:
     """Frame 1 of a batch; offset and epoch only when there is an offset."""
-    fields = [VERSION, header.stream, header.seq, *header.run, header.count, header.codec]
+    fields = [
+        VERSION, header.stream, header.seq, *header.run, header.count, header.codec,
+        header.step, header.rows,
+    ]  # fmt: skip
     if header.offset:
         fields += [header.offset, header.epoch]
     packed: bytes = msgpack.packb(fields)
@@ -186,28 +224,33 @@ def decode_header(frame: bytes) -> Header:
     if not isinstance(fields, tuple) or not fields:
         raise FrameError("bad_header", f"expected an array, got {type(fields).__name__}")
     _check_version(fields[0])
-    if len(fields) not in (8, 10):
-        raise FrameError("bad_header", f"expected 8 or 10 fields, got {len(fields)}")
+    if len(fields) not in (10, 12):
+        raise FrameError("bad_header", f"expected 10 or 12 fields, got {len(fields)}")
     _, stream, seq, experiment, run, site, count, codec, *rest = fields
+    step, rows, *rest = rest
     offset, epoch = rest or (0, b"")
     if not isinstance(stream, bytes) or len(stream) != 16:
         raise FrameError("bad_header", "the stream is no UUID of 16 bytes")
     for name, number, low, high in (
         ("seq", seq, 1, 2**63 - 1),
         ("count", count, 1, MAX_RECORDS),
-        ("codec", codec, 0, max(CODECS.values())),
+        ("codec", codec, 0, CODEC_ZSTD | CODEC_PIECES),
         ("offset", offset, 0, 2**63 - 1),
+        ("rows", rows, 0, ROWS_LAST_OPEN),
     ):
         if type(number) is not int or not low <= number <= high:
             raise FrameError("bad_header", f"{name} is {reprlib.repr(number)}, not {low} to {high}")
     if not isinstance(epoch, bytes) or len(epoch) not in (0, 16):
         raise FrameError("bad_header", "the epoch is no UUID of 16 bytes")
+    if step is not None and (type(step) is not int or step > MAX_INT):
+        raise FrameError("bad_header", f"step is {reprlib.repr(step)}, no integer of 64 bits")
     try:
         for name, part in (("experiment", experiment), ("run", run), ("site", site)):
             check_name(name, part)
     except (TypeError, ValueError) as error:
         raise FrameError("bad_header", str(error)) from None
-    return Header(stream, seq, RunKey(experiment, run, site), count, codec, offset, epoch)
+    key = RunKey(experiment, run, site)
+    return Header(stream, seq, key, count, codec, offset, epoch, step, rows)
 
 
 # --- body --------------------------------------------------------------------------------
@@ -216,19 +259,33 @@ def decode_header(frame: bytes) -> Header:
 def encode_body(records: Sequence[tuple[Any, ...]], codec: int = CODEC_PLAIN) -> bytes:
     """Frame 2 of a batch: the records (or longer tuples that begin so), column by column.
 
+    Their keys are those that a writer appends; of decoded records ``wire_key`` gives them back.
+
     Raises:
         TypeError, ValueError, OverflowError: a value that msgpack cannot carry.
     """
+    return pack(records, codec)[0]
+
+
+def pack(records: Sequence[tuple[Any, ...]], codec: int = CODEC_PLAIN) -> tuple[bytes, int | None]:
+    """As :func:`encode_body`, and the highest step of the records, which the header tells."""
     keys, values, steps, times, *_ = zip(*records)  # noqa: B905 -- records are of one length
     table = {key: index for index, key in enumerate(dict.fromkeys(keys))}
     index = [0] * len(keys) if len(table) == 1 else [table[key] for key in keys]
     columns = (list(table), index, steps, times, values)
     packed: bytes = msgpack.packb(columns)
-    if codec == CODEC_ZSTD:
+    if codec & CODEC_ZSTD:
         import zstandard  # optional, and only where it was asked for
 
         packed = zstandard.compress(packed)
-    return packed
+    return packed, _highest(steps)
+
+
+def _highest(steps: tuple[int | None, ...]) -> int | None:
+    try:
+        return max(steps)  # type: ignore[type-var]  # the usual case: all have one
+    except TypeError:
+        return max((step for step in steps if step is not None), default=None)
 
 
 def decode_body(data_type: str, header: Header, frame: bytes) -> list[Record]:
@@ -239,21 +296,12 @@ def decode_body(data_type: str, header: Header, frame: bytes) -> list[Record]:
     """
     if len(frame) > MAX_BODY:
         raise FrameError("bad_body", f"{len(frame)} bytes; at most {MAX_BODY}")
-    if header.codec == CODEC_ZSTD:
+    if header.in_pieces and data_type in UNCUT:
+        raise FrameError("bad_body", f"a {data_type} in pieces")
+    if header.codec & CODEC_ZSTD:
         frame = _expand(frame)
     try:
-        _check_whole(frame)
-        columns = msgpack.unpackb(
-            frame,
-            strict_map_key=False,
-            max_str_len=len(frame),
-            max_bin_len=len(frame),
-            max_array_len=len(frame),
-            max_map_len=len(frame),
-            max_ext_len=0,
-            ext_hook=_no_extension,
-            **_count_containers(frame),
-        )
+        columns = _unpack(frame)
     except _NOT_MSGPACK as error:
         raise FrameError("bad_body", f"not msgpack: {type(error).__name__}: {error}") from None
     if not isinstance(columns, list) or len(columns) != 5:
@@ -267,7 +315,7 @@ def decode_body(data_type: str, header: Header, frame: bytes) -> list[Record]:
     try:
         if not set(map(type, keys)) <= {str} or len(keys) > header.count:
             raise TypeError("a key is no string, or is never used")
-        check_keys(keys)
+        keys = check_keys(keys, data_type)
         found = set(map(type, steps))
         if not found <= {int, NoneType}:
             raise TypeError("a step is no integer")
@@ -279,13 +327,44 @@ def decode_body(data_type: str, header: Header, frame: bytes) -> list[Record]:
         if set(map(type, index)) != {int} or min(index) < 0:
             raise IndexError("a key index is no unsigned integer")
         named = list(map(keys.__getitem__, index))
-        check_values(data_type, values, named)
+        check_values(PIECES if header.in_pieces else data_type, values, named)
     except (TypeError, ValueError, IndexError) as error:
         raise FrameError("bad_body", str(error)) from None
     # Record._make does the same, with a call in Python for each.
     rows = zip(named, values, steps, times, strict=True)
     records: list[Record] = list(map(tuple.__new__, repeat(Record), rows))
     return records
+
+
+def encode_value(value: Any) -> bytes:
+    """A value as it is cut into pieces.
+
+    Raises:
+        TypeError, ValueError, OverflowError: one that msgpack cannot carry.
+    """
+    packed: bytes = msgpack.packb(value)
+    return packed
+
+
+def length(piece: Sequence[Any]) -> int:
+    """Bytes of the value that a first piece belongs to: of text or bytes, without msgpack's own."""
+    size: int = piece[1]
+    return size - 5 if bytes(piece[2][:1]) in (_STR32, _BIN32) else size
+
+
+def decode_value(data_type: str, key: str, packed: bytes | mmap) -> Any:
+    """The value whose pieces have been put together; it is of the shape that its type promises.
+
+    Raises:
+        FrameError: ``bad_body``.
+    """
+    try:
+        value = _unpack(packed)
+        check_values(data_type, [value], [key])
+    except _NOT_MSGPACK as error:
+        detail = f"a value from pieces: {type(error).__name__}: {error}"
+        raise FrameError("bad_body", detail) from None
+    return value
 
 
 def _expand(frame: bytes) -> bytes:
@@ -360,6 +439,8 @@ def decode_control(frame: bytes) -> dict[str, Any]:
 _NOT_MSGPACK = (ValueError, TypeError, RecursionError, msgpack.UnpackException)
 #: A frame up to so many bytes cannot ask for much memory, whatever it says.
 _SMALL = 4096
+#: First byte of a long string, and of long bytes: four bytes of length follow.
+_STR32, _BIN32 = b"\xdb", b"\xc6"
 
 
 def _check_version(version: object) -> None:
@@ -367,7 +448,28 @@ def _check_version(version: object) -> None:
         raise FrameError("bad_version", f"{reprlib.repr(version)}; this side speaks {VERSION}")
 
 
-def _check_whole(frame: bytes) -> None:
+def _unpack(frame: bytes | mmap) -> Any:
+    """What is packed in a body.
+
+    Raises:
+        one of ``_NOT_MSGPACK``.
+    """
+    if frame[:1] not in (_STR32, _BIN32):  # else there is nothing but a string
+        _check_whole(frame)
+    return msgpack.unpackb(
+        frame,
+        strict_map_key=False,
+        max_str_len=len(frame),
+        max_bin_len=len(frame),
+        max_array_len=len(frame),
+        max_map_len=len(frame),
+        max_ext_len=0,
+        ext_hook=_no_extension,
+        **_count_containers(frame),
+    )
+
+
+def _check_whole(frame: bytes | mmap) -> None:
     """Walk over what is packed, so that arrays are as long as they say before there are any.
 
     The memory for an array is taken at its beginning: 8 bytes for each item that is announced,
@@ -387,7 +489,7 @@ def _check_whole(frame: bytes) -> None:
         unpacker.skip()
 
 
-def _count_containers(frame: bytes) -> dict[str, Callable[[Any], Any]]:
+def _count_containers(frame: bytes | mmap) -> dict[str, Callable[[Any], Any]]:
     """Hooks that refuse too many lists and dicts; none where the frame has no room for them."""
     if len(frame) <= MAX_CONTAINERS:
         return {}

@@ -180,6 +180,40 @@ def test_two_thousand_idle_connections_end_and_all_is_well_again(place: Place) -
     assert [line["step"] for line in place.lines("site-1")] == list(range(500))
 
 
+@pytest.mark.timeout(180)
+def test_a_key_is_revoked_also_while_no_file_can_be_opened(place: Place) -> None:
+    site = Site(place, "site-1")
+    process = psutil.Process(place.served.process.pid)
+    _allow_open_files(4000)
+    with site.init(exit_timeout=0.1) as run:
+        run.log_metric("a", 0, step=0)
+        while not place.lines("site-1"):
+            place.served.drain()
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (200, 200))
+        idle = []
+        try:
+            for _ in range(1000):
+                each = socket.socket()
+                each.setblocking(False)
+                parts = urlsplit(place.sockets["ingest"])
+                with contextlib.suppress(BlockingIOError):
+                    each.connect((parts.hostname, parts.port))
+                idle.append(each)
+            deadline = time.monotonic() + PATIENCE
+            while process.num_fds() < 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            place.ring.revoke("site-1")
+            place.wait_for_audit("revoked", "unknown_key", "site-1")  # what is known of it is old
+            assert process.num_fds() >= 199, "it could be read after all"
+            run.log_metric("a", 1, step=1)
+            place.wait_for_audit("refused", "revoked")
+        finally:
+            for each in idle:
+                each.close()
+    assert [line["step"] for line in place.lines("site-1")] == [0]
+
+
 def _allow_open_files(wanted: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < wanted:

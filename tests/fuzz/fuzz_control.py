@@ -42,12 +42,16 @@ MESSAGES = 4
 RUN = RunKey("e", "r", "s")
 STREAM = b"s" * 16
 BODY = wire.encode_body([Record("k", 1.0, 1, 2.0)])
+BEAT: dict[str, Any] = {
+    "op": "beat", "run": list(RUN), "waiting": 1, "time": 3.0,
+    "host": "h", "pid": 1, "family": [b"f" * 8],
+}  # fmt: skip
 HEADER = wire.encode_header(wire.Header(STREAM, 1, RUN, 1, 0, 1, b"e" * 16))
 #: What follows a control request, as far as its kind says: a note, then dead letters.
 FRAMES = [b"note", b"reason", HEADER, BODY, b"\xff", b"not a header", b"not a body"]
 TOPICS = [b"metric/", b"lost/", b"text/", b"image/", b"artifact/", b"own/", b"head/", b"pulse/"]
 #: Everything that the journal keeps.
-TABLES = ("meta", "batch", "stream", "cursor", "dead_letter", "counter", "run_state")
+TABLES = ("meta", "batch", "stream", "cursor", "dead_letter", "counter", "run")
 
 #: What came of the inputs until now; the last one's is the reason, or the op of its last answer.
 outcomes: Counter[str] = Counter()
@@ -127,7 +131,7 @@ class Daemon:
             state.clear()
         broker._commit_due, broker.room.journal_full, broker.room._paused_until = 0.0, False, 0.0
         intake.received = intake.duplicates = 0
-        intake.limits = Limits(broker.config.limits, journal.runs_of)
+        intake.limits = Limits(broker.config.limits, ())
         broker._control = Control(broker, ADAPTERS)
         for socket in self.sockets:
             socket.inbox.clear()
@@ -231,9 +235,7 @@ def hostile() -> Iterator[bytes]:
     """Requests of which each once ended the daemon, or left behind what did harm later."""
     greeting: dict[str, Any] = {"op": "hello", "role": "writer", "run": list(RUN), "acked": 0}
     commit = {"op": "commit", "name": "tb", "session": 1, "offset": 2, "counters": {}, "dead": []}
-    beat: dict[str, Any] = {
-        "op": "beat", "stream": STREAM, "run": list(RUN), "spooled": 1, "step": 2, "time": 3.0
-    }  # fmt: skip
+    beat = BEAT | {"stream": STREAM}
     inf, huge = math.inf, "9" * 30
     for odd in (inf, math.nan, huge, -1, [1], {"a": 1}, None, 2**63 - 1):
         yield request(**greeting | {"acked": odd}, stream=b"t" * 16, last=3)
@@ -254,7 +256,7 @@ def hostile() -> Iterator[bytes]:
         yield request(1, **commit | {"session": odd})
         yield request(1, **commit, retried=odd)
         yield request(1, **commit, retried=[odd])
-        for part in ("step", "time", "spooled", "run", "stream"):
+        for part in ("time", "waiting", "host", "pid", "family", "run", "stream"):
             yield request(**beat | {part: odd}) + request(op="status")
         yield request(op="forget", name=odd)
         yield request(op="report", name="tb", session=1, retries=odd) + request(op="status")
@@ -289,10 +291,9 @@ def seeds() -> Iterator[bytes]:
     yield request(1, **commit, dead=[])
     yield request(4, **commit, dead=[["metric", 0]], retried=[1])
     yield request(**of, op="report")
-    beat = {"op": "beat", "run": list(RUN), "spooled": 1, "step": 2, "time": 3.0}
     for stream in (STREAM, b"t" * 16):
-        yield request(**greeting, stream=stream, acked=0, last=3) + request(**beat, stream=stream)
-        yield request(**beat, stream=stream) + request(op="status")
+        yield request(**greeting, stream=stream, acked=0, last=3) + request(**BEAT, stream=stream)
+        yield request(**BEAT, stream=stream) + request(op="status")
     yield request(op="forget", name="tb") + request(op="forget", name="gone")
     for op in ("status", "drain", "dlq", "unknown"):
         yield request(op=op)

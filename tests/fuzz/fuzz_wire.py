@@ -39,7 +39,17 @@ else:
 with instrumented:
     from zmqtrack import peek, wire
     from zmqtrack.errors import FrameError
-    from zmqtrack.records import MAX_INT, MAX_KEY, STATUSES, VOCABULARY, Record, RunKey
+    from zmqtrack.records import (
+        MAX_INT,
+        MAX_KEY,
+        STATUSES,
+        VOCABULARY,
+        LineKey,
+        Record,
+        RunKey,
+        TrialKey,
+        wire_key,
+    )
 
 TYPES = [*sorted(VOCABULARY), "lost", "own"]
 RUN = RunKey("e", "r", "s")
@@ -68,12 +78,18 @@ def _body(data_type: str, frame: bytes, codec: int, count: int) -> None:
     assert len(records) == count
     for record in records:
         assert type(record) is Record
-        assert type(record.key) is str and 0 < len(record.key.encode()) <= MAX_KEY
+        assert isinstance(record.key, str) and 0 < len(record.key.encode()) <= MAX_KEY
+        assert type(record.key) is str or data_type in ("metric", "param")
         assert record.step is None or abs(record.step) <= MAX_INT + 1
         assert type(record.time) is float
         _look_at(data_type, record)
-    body = wire.encode_body(records)
-    assert wire.encode_body(wire.decode_body(data_type, header._replace(codec=0), body)) == body
+    body = wire.encode_body(_as_logged(records))
+    again = wire.decode_body(data_type, header._replace(codec=0), body)
+    assert wire.encode_body(_as_logged(again)) == body
+
+
+def _as_logged(records: list[Record]) -> list[Record]:
+    return [record._replace(key=wire_key(record.key)) for record in records]
 
 
 def _look_at(data_type: str, record: Record) -> None:
@@ -121,9 +137,22 @@ def _control(frame: bytes, count: int) -> None:
 
 
 def _peek(frame: bytes, count: int) -> None:
-    codec = count % 2
+    codec = count % 4
     assert all(type(key) is str for key in peek.keys(codec, frame))
     assert all(type(size) is int for size in peek.sizes(TYPES[count % len(TYPES)], codec, frame))
+
+
+def _pieces(frame: bytes, count: int) -> None:
+    header = wire.Header(b"s" * 16, 1, RUN, count, wire.CODEC_PIECES)
+    for record in wire.decode_body("own", header, frame):
+        offset, size, piece, number = record.value
+        assert 0 <= offset < offset + len(piece) <= size and type(number) is int
+
+
+def _value(frame: bytes, count: int) -> None:
+    data_type = TYPES[count % len(TYPES)]
+    key = "start" if data_type == "run" else "k"
+    _look_at(data_type, Record(key, wire.decode_value(data_type, key, frame), None, 1.0))
 
 
 #: By name; an input's first byte chooses one.
@@ -135,6 +164,8 @@ TARGETS: dict[str, Callable[[bytes, int], None]] = {
     "peek": _peek,
     **{f"body {data_type}": _plain(data_type) for data_type in TYPES},
     **{f"zstd {data_type}": _zstd(data_type) for data_type in TYPES},
+    "pieces": _pieces,
+    "value": _value,
 }
 NAMES = list(TARGETS)
 
@@ -179,6 +210,14 @@ def seeds() -> Iterator[bytes]:
             body = wire.encode_body([Record(key, value, i or None, 1.5e9) for i in range(count)])
             for name in (f"body {data_type}", f"zstd {data_type}", "peek"):
                 yield bytes([NAMES.index(name), count - 1]) + body
+        place = TYPES.index(data_type) if data_type in TYPES else 0
+        packed = msgpack.packb(value)
+        yield bytes([NAMES.index("value"), (place - 1) % len(TYPES)]) + packed
+        cut = [Record("k", [at, len(packed), packed[at : at + 2], 7], 1, 2.0) for at in (0, 2)]
+        yield bytes([NAMES.index("pieces"), 1]) + wire.encode_body(cut)
+    pairs = [wire_key(LineKey("a", "b")), "a/b", wire_key(TrialKey("a", "b"))]
+    body = wire.encode_body([Record(key, 0.5, 1, 1.5e9) for key in pairs])
+    yield bytes([NAMES.index("body metric"), len(pairs) - 1]) + body
     for frame in (wire.topic("metric"), wire.topic("own", "a/b"), b"METRIC/", b"\xff/"):
         yield bytes([NAMES.index("topic"), 0]) + frame
     deep = b"\x91" * 1010 + b"\x90"

@@ -6,10 +6,26 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-__all__ = ["Finding", "of_adapters", "of_daemon", "of_trackers"]
+__all__ = ["Finding", "mixed_writers", "of_adapters", "of_daemon", "of_trackers"]
 
 #: An adapter says something each 5 s, unless a delivery takes longer.
 SILENT = 60.0
+#: It is told of runs for so long (seconds) after they were heard of last.
+TOLD = 86_400.0
+#: Most such runs that are named one by one.
+NAMED = 5
+
+
+#: How runs end that went without a word, by state; and what to do.
+_SILENT_ENDS = {
+    "left": "went without saying how it ended, and nothing waited at it when it was last heard of",
+    "killed": "went without saying how it ended, and more may wait at it",
+}
+_SILENT_ADVICE = {
+    "left": "It may have succeeded: call finish() before a process leaves by os._exit, or is ended",
+    "killed": "Look at its machine: `zmqtrack spool list` there shows what waits, and `zmqtrack "
+    "spool send` sends it",
+}
 
 
 class Finding(NamedTuple):
@@ -84,16 +100,68 @@ def of_daemon(status: dict[str, Any]) -> Iterator[Finding]:
             warning=True,
         )
     if status["losses"]:
-        lost: Counter[str] = Counter()
-        for each in status["losses"]:
-            lost[each["reason"]] += each["n"]
         yield Finding(
             "losses",
             "losses",
-            "not all was delivered: " + ", ".join(f"{k} {n}" for k, n in sorted(lost.items())),
+            f"not all was delivered: {_sums(status['losses'])}",
             "`zmqtrack status` names the sites",
             warning=True,
         )
+
+    if status["not_carried"]:
+        yield Finding(
+            "not carried",
+            "",
+            f"calls that have no tracker-neutral form, which is no loss: "
+            f"{_sums(status['not_carried'])}",
+        )
+    for state, what in _SILENT_ENDS.items():
+        if names := _ended_as(status, state):
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            detail = f"{what}: {', '.join(names[:NAMED])}{more}"
+            yield Finding("ends", state, detail, _SILENT_ADVICE[state], warning=True)
+    mixed = mixed_writers(status)
+    for detail, advice in mixed[:NAMED]:
+        more = f"; and {len(mixed) - NAMED} more such runs" if len(mixed) > NAMED else ""
+        yield Finding("writers", "mixed_writers", detail + more, advice, warning=True)
+
+
+def _ended_as(status: dict[str, Any], state: str) -> list[str]:
+    """Runs that ended so in the last day, the latest first."""
+    return [
+        "/".join((site["experiment"], site["run"], site["site"]))
+        for site in reversed(status["sites"])
+        if site["state"] == state and status["now"] - site["last_seen"] < TOLD
+    ]
+
+
+def _sums(counts: list[dict[str, Any]]) -> str:
+    """By reason."""
+    sums: Counter[str] = Counter()
+    for each in counts:
+        sums[each["reason"]] += each["n"]
+    return ", ".join(f"{reason} {n}" for reason, n in sorted(sums.items()))
+
+
+def mixed_writers(status: dict[str, Any]) -> list[tuple[str, str]]:
+    """Runs that several jobs write to, or did in the last day; and what to do about each."""
+    apart = (
+        "site (ZMQTRACK_SITE, or site=)"
+        if status["daemon"]["keys"] is None
+        else "run (ZMQTRACK_RUN), or a site with a key of its own (`zmqtrack keys new SITE`)"
+    )
+    advice = f"Give each its own {apart}; if they are one job, the same ZMQTRACK_JOB"
+    found = []
+    for site in reversed(status["sites"]):
+        if site["writers"] and status["now"] - site["last_seen"] < TOLD:
+            names = [f"process {each['pid']} on {each['host']}" for each in site["writers"]]
+            run = "/".join((site["experiment"], site["run"], site["site"]))
+            detail = (
+                f"{', '.join(names[:-1])} and {names[-1]} wrote at the same time to run {run}, and "
+                "belong to different jobs: their points are mixed"
+            )
+            found.append((detail, advice))
+    return found
 
 
 def of_adapters(status: dict[str, Any]) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from ..errors import ConfigError
 from ..records import RunKey
 from . import results, show
 from .common import fail, seconds, tell
+from .findings import mixed_writers
 from .lastline import LastLine
 from .private import EX_CONFIG, OUT, CannotServe, Private, leftovers
 
@@ -458,8 +459,8 @@ class Launch:
         if names:
             fact(f"{facts['records']:,} records of {', '.join(names[:3])}{' …' * bool(names[3:])}")
             for name, run in zip(names, facts["runs"], strict=True):
-                if run["state"] == "killed":
-                    fact(f"{name} ended without saying so: it is shown as killed")
+                if run["state"] in ("killed", "left"):
+                    fact(f"{name} ended without saying so: it is shown as {run['state']}")
         elif facts["exit_code"]:
             fact("nothing was logged")
         else:
@@ -474,6 +475,12 @@ class Launch:
         for loss in facts["losses"]:
             site = f" of {loss['site']}" if loss["site"] else ""
             problem(f"lost or refused: {loss['n']:,}{site}: {loss['reason']}")
+        for each in facts["not_carried"]:
+            fact(
+                f"not carried, which is no loss: {each['n']:,} of {each['site']}: {each['reason']}"
+            )
+        for detail, advice in facts["mixed"]:
+            problem(f"{detail}. {advice}")
         if facts["outboxes"]:
             problem(f"{facts['outboxes']} outboxes have not reached the daemon, or are in use")
         warnings = [] if self._say.verbose else facts["warnings"]
@@ -529,6 +536,8 @@ def _facts(private: Private, status: dict[str, Any] | None) -> dict[str, Any]:
         ],
         "adapters": adapters,
         "losses": losses + (status["losses"] if status is not None else []),
+        "not_carried": status["not_carried"] if status is not None else [],
+        "mixed": mixed_writers(status) if status is not None else [],
     }
 
 

@@ -24,7 +24,7 @@ _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 def as_json(data_type: str, header: Header, record: Record) -> str:
-    """All that there is. Bytes are base64; of a file there is one piece, and where it belongs."""
+    """All that there is. Bytes are base64; of a file or large value there is a piece."""
     return _encode(
         {
             "time": number(record.time),
@@ -34,12 +34,17 @@ def as_json(data_type: str, header: Header, record: Record) -> str:
             "type": data_type,
             "key": record.key,
             "step": record.step,
-            "value": _json_value(data_type, record.value),
+            "value": _json_value(_kind(data_type, header), record.value),
             "stream": header.stream.hex(),
             "seq": header.seq,
             "offset": header.offset,
         }
     )
+
+
+def _kind(data_type: str, header: Header) -> str:
+    """A piece of any value is shown as one of a file is."""
+    return "artifact" if header.in_pieces else data_type
 
 
 def _json_value(data_type: str, value: Any) -> Any:
@@ -48,7 +53,7 @@ def _json_value(data_type: str, value: Any) -> Any:
     if data_type == "image":
         return b64encode(value).decode()
     if data_type == "artifact":
-        offset, size, piece = value
+        offset, size, piece, *_ = value
         return {"offset": offset, "size": size, "bytes": b64encode(piece).decode()}
     return plain(value)
 
@@ -67,7 +72,7 @@ def as_text(
         (data_type, "yellow"),
         (_short(key, room[2]), None),
         (step, "bright_black"),
-        (_text_value(data_type, record.value), None),
+        (_text_value(_kind(data_type, header), record.value), None),
     ]
     line, left = "", width
     for text, colour in parts:
@@ -106,7 +111,7 @@ def _text_value(data_type: str, value: Any) -> str:
     if data_type == "image":
         return f"image {show.size(len(value))}"
     if data_type == "artifact":
-        offset, size, piece = value
+        offset, size, piece, *_ = value
         done = offset + len(piece)
         return f"{done * 100 // size if size else 100} % of {show.size(size)}"
     if data_type == "histogram":

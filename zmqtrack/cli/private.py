@@ -321,7 +321,7 @@ class Private:
         except OSError:
             return []
         bad = (line for line in lines if line.startswith(("WARNING ", "ERROR ", "CRITICAL ")))
-        return [line for line in dict.fromkeys(bad) if "it ends as killed" not in line]
+        return [line for line in dict.fromkeys(bad) if "until it is back" not in line]
 
     def wait_for_person(self) -> None:
         """All is delivered but dead letters: the next launch has nothing to do here."""

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from .. import wire
 from ..errors import FrameError
-from .findings import Finding
+from .findings import Finding, mixed_writers
 
 __all__ = [
     "COLOURS",
@@ -37,7 +37,7 @@ console = Console(highlight=False, markup=False, width=WIDE)
 
 #: Colours by the state of an adapter; of a site. All others are red.
 COLOURS = {"running": "green", "starting": "yellow", "retrying": "yellow", "removed": "dim"}
-SITE_COLOURS = {"active": "green", "stale": "yellow", "ended": "dim"}
+SITE_COLOURS = {"active": "green", "stale": "yellow", "left": "", "ended": "dim"}
 
 
 def clean(facts: Any) -> Any:
@@ -78,11 +78,11 @@ def status(facts: dict[str, Any]) -> None:
             style="yellow",
         )
     table = Table(
-        "site", "experiment", "run", "state", "records", "step", "waiting", "seen", box=None
+        "site", "experiment", "run", "state", "records", "step", "waiting", "last seen", box=None
     )
     for site in sorted(facts["sites"], key=lambda s: (s["site"], s["experiment"], s["run"])):
         state = Text(site["state"], style=SITE_COLOURS.get(site["state"], "red"))
-        counts = [site["records"], site["step"], site["spooled"]]
+        counts = [site["records"], site["step"], site["waiting"]]
         table.add_row(
             site["site"],
             site["experiment"],
@@ -92,8 +92,10 @@ def status(facts: dict[str, Any]) -> None:
             f"{age(now - site['last_seen'])} ago",
         )
     console.print(table if facts["sites"] else "no site has logged yet")
-    if earlier := facts["streams_total"] - len(facts["streams"]):
-        console.print(f"… and {earlier} streams that were seen before these")
+    if earlier := facts["runs_total"] - len(facts["sites"]):
+        console.print(f"… and {earlier} runs that were seen before these")
+    for detail, advice in mixed_writers(facts):
+        console.print(f"{detail}. {advice}.", style="yellow", soft_wrap=True)
     table = Table("adapter", "state", "cursor", "lag", "delivered", "dead letters", "", box=None)
     for name, adapter in facts["adapters"].items():
         state = adapter["state"]
@@ -107,19 +109,29 @@ def status(facts: dict[str, Any]) -> None:
             adapter.get("detail", ""),
         )
     console.print(table if facts["adapters"] else "no adapter has ever subscribed")
+    _counts(facts)
+
+
+def _counts(facts: dict[str, Any]) -> None:
+    """What was refused or lost; and what is no loss."""
     losses = [(loss["reason"], loss["site"], loss["n"]) for loss in facts["losses"]]
     losses += [(reason, "", n) for reason, n in sorted(facts["daemon"]["refused"].items())]
+    others = [(each["reason"], each["site"], each["n"]) for each in facts["not_carried"]]
     for name, adapter in facts["adapters"].items():
-        losses += [
+        others += [
             (reason, f"adapter {name}", n)
             for reason, n in sorted(adapter["counters"].items())
             if reason not in ("delivered", "retries", "dead_letters")
         ]
-    if losses:
-        table = Table("refused, lost or held in part", "where", "count", box=None)
-        for reason, where, n in losses:
-            table.add_row(reason, where, str(n))
-        console.print(table)
+    for title, counts in (
+        ("refused or lost", losses),
+        ("not carried, or held in part", others),
+    ):
+        if counts:
+            table = Table(title, "where", "count", box=None)
+            for reason, where, n in counts:
+                table.add_row(reason, where, str(n))
+            console.print(table)
 
 
 def behind(adapters: dict[str, Any]) -> str:

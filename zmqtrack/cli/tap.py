@@ -8,11 +8,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import typer
 import zmq
@@ -27,7 +27,7 @@ from .common import Address, AsJSON, daemon, fail, where
 from .lines import as_json as json_line
 from .lines import as_text as text_line
 
-__all__ = ["tap"]
+__all__ = ["Chosen", "Listener", "tap"]
 
 #: The daemon is heard at least each half second; after so many it is said that it is not.
 SILENCE = 1.5
@@ -85,7 +85,7 @@ def tap(
 
     Example:  zmqtrack tap --json --limit 100 | jq .value
     """
-    chosen = _Chosen(_checked(types or []), site or [], key or [], run)
+    chosen = Chosen(_checked(types or []), site or [], key or [], run)
     if stray := next((glob for glob in chosen.globs if Path(glob).is_file()), None):
         _say(f"--key {stray} chooses records by their key; the file of your own is --key-file")
     if sys.stdout is None:
@@ -95,7 +95,7 @@ def tap(
         printer = _Printer(limit, as_json)
         try:
             with suppress(KeyboardInterrupt):
-                listener.run(printer)
+                listener.run(printer, sys.stdout.fileno())
         finally:
             listener.close()
 
@@ -121,7 +121,7 @@ def _say(text: str) -> None:
     typer.echo(f"zmqtrack tap: {text}", err=True)
 
 
-class _Chosen:
+class Chosen:
     """Which records are wanted."""
 
     def __init__(
@@ -149,6 +149,19 @@ class _Chosen:
 
     def record(self, record: Record) -> bool:
         return not self.globs or any(fnmatchcase(record.key, glob) for glob in self.globs)
+
+
+class Sink(Protocol):
+    """Takes records, many at a time."""
+
+    @property
+    def full(self) -> bool:
+        """It wants no more."""
+        ...
+
+    def add(self, data_type: str, header: Header, record: Record) -> None: ...
+
+    def flush(self) -> None: ...
 
 
 class _Printer:
@@ -197,8 +210,14 @@ class Listener:
     """
 
     def __init__(
-        self, client: ControlClient, control: str, key: Key | None, chosen: _Chosen
+        self,
+        client: ControlClient,
+        control: str,
+        key: Key | None,
+        chosen: Chosen,
+        say: Callable[[str], None] = _say,
     ) -> None:
+        self._say = say
         self._client, self._control, self._key = client, control, key
         self._chosen = chosen
         self._position: int | None = None  # offset up to which we know what passed
@@ -239,30 +258,30 @@ class Listener:
     def close(self) -> None:
         self._connection.close()
 
-    def run(self, printer: _Printer) -> None:
-        """Until the printer is full, or nobody reads what it writes.
+    def run(self, printer: Sink, reader: int | None = None) -> None:
+        """Until the printer is full, or nobody reads what it writes to the descriptor ``reader``.
 
         Raises:
             BrokenPipeError: nobody does.
             ControlError: the key may not subscribe any more.
         """
         heard = asked = time.monotonic()
-        stdout = sys.stdout.fileno()
         while not printer.full:
             if self._connection.refusal() and self._connection.socket is not self._socket:
                 self._subscribe()
             poller = zmq.Poller()
             poller.register(self._socket, zmq.POLLIN)
-            poller.register(stdout, zmq.POLLERR)
+            if reader is not None:
+                poller.register(reader, zmq.POLLERR)
             ready = dict(poller.poll(500))
-            if stdout in ready:  # who read has ended, as `head` does
+            if reader in ready:  # who read has ended, as `head` does
                 raise BrokenPipeError
             now = time.monotonic()
             if self._socket in ready:
                 if not self._heard:
-                    _say(f"listening to {self.address}; Ctrl-C ends")
+                    self._say(f"listening to {self.address}; Ctrl-C ends")
                 elif self._away:
-                    _say("the daemon is heard again")
+                    self._say("the daemon is heard again")
                 self._heard = True
                 self._back |= now - heard > PAUSE
                 self._away = False
@@ -276,7 +295,7 @@ class Listener:
     def _look_for_it(self, silence: float) -> None:
         if not self._away:
             self._away = True
-            _say(f"nothing is heard from {self.address} for {silence:.1f} s; trying")
+            self._say(f"nothing is heard from {self.address} for {silence:.1f} s; trying")
         try:
             address = self._ask(timeout=ASK_AGAIN)
         except ControlError as error:
@@ -286,8 +305,11 @@ class Listener:
         if address != self.address:  # it was restarted at other ports
             self.close()
             self._connect(address)
+        else:  # it answers: the connection leads nowhere
+            self._connection.renew()
+            self._subscribe()
 
-    def _receive(self, printer: _Printer) -> None:
+    def _receive(self, printer: Sink) -> None:
         """What waits, up to a turn's worth; it is written at the end."""
         try:
             for _ in range(TURN):
@@ -299,7 +321,7 @@ class Listener:
         finally:
             printer.flush()
 
-    def _take(self, frames: list[bytes], printer: _Printer) -> None:
+    def _take(self, frames: list[bytes], printer: Sink) -> None:
         try:
             data_type = wire.decode_topic(frames[0])
             if data_type == "pulse":  # for those who may not see all: what they miss is not told
@@ -314,7 +336,7 @@ class Listener:
                 return
             records = wire.decode_body(data_type, header, frames[2])
         except FrameError as error:
-            _say(f"a batch cannot be read: {json.dumps(str(error))}")
+            self._say(f"a batch cannot be read: {json.dumps(str(error))}")
             return
         for record in filter(self._chosen.record, records):
             printer.add(data_type, header, record)
@@ -328,7 +350,7 @@ class Listener:
         if before is None:
             return
         if first <= before:
-            _say("the daemon has a new journal")
+            self._say("the daemon has a new journal")
             return
         wanted = sum(not self._chosen.types or name in self._chosen.types for name in types)
         # Of commits whose head was missed too, nobody told what they were.
@@ -341,5 +363,5 @@ class Listener:
         if self._missed and now - self._said > SAY_MISSED:
             most = "up to " if self._chosen.types else ""
             why = "while nothing was heard" if self._back else "too fast for this terminal"
-            _say(f"{most}{self._missed} batches missed ({why})")
+            self._say(f"{most}{self._missed} batches missed ({why})")
             self._said, self._missed, self._back = now, 0, False

@@ -24,8 +24,11 @@ from rich.console import Console
 from rich.live import Live
 
 from ..config import Duration
+from ..errors import ControlError
+from . import show
 from .common import Address, AsJSON, KeyFile, fail, where
-from .view import View
+from .last import Last
+from .view import ORDERS, View
 from .watch import Watch
 
 __all__ = ["top"]
@@ -42,6 +45,13 @@ def top(
     interval: Annotated[
         str, typer.Option("--interval", "-i", help="Time between two looks: 500ms, 1s, 1m.")
     ] = "1s",
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", "-m", help="Show the last value of this metric, from now on."),
+    ] = None,
+    sort: Annotated[
+        str, typer.Option("--sort", help=f"Order of the sites: {', '.join(ORDERS.values())}.")
+    ] = "state",
     once: Annotated[
         bool, typer.Option("--once", help="Print it once, after two looks, and end.")
     ] = False,
@@ -52,10 +62,11 @@ def top(
 ) -> None:
     """Watch sites and adapters: rates, steps, what waits, who is silent. q or Ctrl-C ends it.
 
-    It goes on by itself when the daemon restarts. Without a terminal it prints once and ends; with
-    --json it prints a line at each look. Rates are records a second, of the last five seconds.
+    ? shows the keys: they order the sites. --metric takes a key with the role subscriber. It goes
+    on by itself when the daemon restarts. Without a terminal it prints once and ends; with --json
+    it prints a line at each look. Rates are records a second, of the last five seconds.
 
-    Example:  zmqtrack top --interval 2s
+    Example:  zmqtrack top --interval 2s --metric val/loss
 
     Example:  zmqtrack top --once --json | jq '.sites[] | {site, state, rate}'
     """
@@ -63,9 +74,18 @@ def top(
         seconds = TypeAdapter(Duration).validate_python(interval)
     except ValidationError as error:
         fail(f"--interval: {error.errors()[0]['ctx']['error']}", code=2)
-    watch = Watch(*where(address, key), max(SHORTEST, seconds))
+    if sort not in ORDERS.values():
+        fail(f"--sort: {sort!r} is none of {', '.join(ORDERS.values())}", code=2)
+    place = where(address, key)
+    watch = Watch(*place, max(SHORTEST, seconds))
     watch.look()
     _check(watch)  # what is wrong from the start is said as by the other commands
+    if metric is not None:
+        try:
+            watch.last = Last(*place, metric)
+        except ControlError as error:
+            fail(str(error))
+        watch.last.start()
     if sys.stdout is None:
         fail("stdout is closed: there is nowhere to show it")
     terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
@@ -73,13 +93,13 @@ def top(
         time.sleep(watch.interval)
         watch.look()
         _check(watch)
-        _print_once(watch, as_json, svg)
+        _print_once(watch, as_json, svg, sort)
     elif as_json:
         _print_lines(watch)
     else:
         watch.start()
         with suppress(OSError):  # the terminal is gone
-            _live(watch)
+            _live(watch, sort)
 
 
 def _check(watch: Watch) -> None:
@@ -100,17 +120,17 @@ def _print_lines(watch: Watch) -> None:
         watch.look()
 
 
-def _print_once(watch: Watch, as_json: bool, svg: Path | None) -> None:
+def _print_once(watch: Watch, as_json: bool, svg: Path | None, sort: str) -> None:
     if as_json:
         print(json.dumps(watch.facts))
         return
     if svg is None:
-        Console(highlight=False, markup=False).print(View(watch))
+        Console(highlight=False, markup=False, width=show.WIDE).print(View(watch, order=sort))
         return
     console = Console(
         record=True, file=io.StringIO(), force_terminal=True, width=PICTURE[0], height=PICTURE[1]
     )
-    console.print(View(watch))
+    console.print(View(watch, order=sort))
     # Nothing is to be fetched from elsewhere to look at a picture.
     picture = re.sub(
         r"@font-face \{.*?\}", "", console.export_svg(title="zmqtrack top"), flags=re.S
@@ -118,13 +138,14 @@ def _print_once(watch: Watch, as_json: bool, svg: Path | None) -> None:
     svg.write_text(picture)
 
 
-def _live(watch: Watch) -> None:
+def _live(watch: Watch, sort: str) -> None:
     """Draw until q, Ctrl-C or a signal to end; Ctrl-Z gives the terminal back meanwhile."""
     keys = sys.stdin is not None and sys.stdin.isatty()  # None: it is closed, as by <&-
     # COLUMNS and LINES, where somebody exports them, do not follow when the terminal is resized.
     environ = {n: v for n, v in os.environ.items() if n not in ("COLUMNS", "LINES")}
     console = Console(highlight=False, markup=False, _environ=environ)
     caught: list[int] = []
+    view = View(watch, keys, sort)
 
     def note(number: int, frame: FrameType | None) -> None:
         if number != signal.SIGWINCH:
@@ -139,14 +160,19 @@ def _live(watch: Watch) -> None:
         while True:
             with _keyboard(keys), Live(console=console, screen=True, auto_refresh=False) as live:
                 while not caught:
-                    live.update(View(watch, keys), refresh=True)
+                    live.update(view, refresh=True)
                     ready, _, _ = select.select(
                         [watch.woken, *([sys.stdin] if keys else [])], [], [], 1.0
                     )
                     if watch.woken in ready:
                         os.read(watch.woken, 4096)
-                    if sys.stdin in ready and _ends(os.read(sys.stdin.fileno(), 4096)):
-                        caught.append(0)
+                    if sys.stdin in ready:
+                        typed = os.read(sys.stdin.fileno(), 4096)
+                        if _ends(typed):
+                            caught.append(0)
+                        elif not typed.startswith(b"\x1b"):  # an arrow, or another such key
+                            for key in typed.decode(errors="replace"):
+                                view.press(key.lower())
             if caught.pop() != signal.SIGTSTP:
                 return
             os.kill(os.getpid(), signal.SIGSTOP)  # and here we are when somebody says `fg`

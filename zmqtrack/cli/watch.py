@@ -12,6 +12,8 @@ from typing import Any
 from ..control import ControlClient
 from ..errors import ControlError
 from ..keys import Key
+from ..records import RunKey
+from .last import Last
 
 __all__ = ["Watch"]
 
@@ -46,7 +48,11 @@ class Rates:
 class Watch:
     """Looks at the daemon's status: when told to, or again and again in a thread of its own."""
 
-    def __init__(self, address: str, key: Key | None, interval: float) -> None:
+    def __init__(
+        self, address: str, key: Key | None, interval: float, last: Last | None = None
+    ) -> None:
+        #: Tells the last value of a metric, if one is wanted.
+        self.last = last
         self._client = ControlClient(address, key)
         self._rates = Rates()
         self._stop = threading.Event()
@@ -103,6 +109,8 @@ class Watch:
             run = site["experiment"], site["run"], site["site"]
             rates.append(rate(site["records"], "site", *run))
             site["rate"] = rates[-1]
+            if self.last is not None:
+                site["metric"] = self.last.of(RunKey(*run))
         for name, adapter in facts["adapters"].items():
             adapter["rate"] = rate(adapter["counters"].get("delivered", 0), "adapter", name)
         self._rates.forget(names)

@@ -27,9 +27,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 from ..records import RunKey
+from ..rows import Rows
 from ..run import Run, init
 
-__all__ = ["also_called", "begin", "disabled_run", "lose", "note"]
+__all__ = ["also_called", "begin", "disabled_run", "join", "joined", "leave", "lose", "note"]
 
 log = logging.getLogger("zmqtrack")
 
@@ -38,6 +39,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: Names that this process has begun, and what the tool knows each by.
 _begun: dict[tuple[str | None, str, str | None], object] = {}
 _said: set[str] = set()
+#: Runs that a SummaryWriter without names of its own logs into; the last one counts.
+_joined: list[Run] = []
 
 
 def begin(
@@ -82,6 +85,22 @@ def begin(
     return new
 
 
+def join(run: Run) -> None:
+    """Let each SummaryWriter that is made from now on, without names of zmqtrack, log into it."""
+    _joined.append(run)
+
+
+def joined() -> Run | None:
+    """The run that such a SummaryWriter is to log into."""
+    return next((run for run in reversed(_joined) if not run.finished), None)
+
+
+def leave(run: Run) -> None:
+    """``run`` ends: nobody joins it any more."""
+    if run in _joined:
+        _joined.remove(run)
+
+
 class _Disabled(Run):
     """Checks what it is given as any run does, and keeps nothing."""
 
@@ -92,6 +111,8 @@ class _Disabled(Run):
         self._buffer = collections.deque(maxlen=0)
         self._append = self._buffer.append
         self._large = 0
+        self._owner = os.getpid()
+        self.rows = Rows()
 
     def _stall(self) -> None:
         self._large = 0

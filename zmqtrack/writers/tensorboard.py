@@ -10,13 +10,13 @@
 **Where it goes.** Without other names, the last part of ``log_dir`` is the run and the one before
 it the experiment, unless that is a customary root (``runs``, ``logs`` …):
 
-=================== ============== =========
+=================== ============== ======================================================
 log_dir             experiment     run
-=================== ============== =========
+=================== ============== ======================================================
 runs/exp1           default        exp1
 runs/mnist/lr0.1    mnist          lr0.1
 none                default        date, time and a few letters, and ``comment``
-=================== ============== =========
+=================== ============== ======================================================
 
 The site is the host's name. ``ZMQTRACK_EXPERIMENT``, ``ZMQTRACK_RUN`` and ``ZMQTRACK_SITE``, which
 a federation's launcher sets, come before ``log_dir`` (it is then the tag ``log_dir``); the
@@ -24,40 +24,63 @@ arguments ``experiment=``, ``run=`` and ``site=`` come before both. A second wri
 with another ``log_dir`` (train and validation) stays apart from the first: under
 ``ZMQTRACK_RUN=job`` its run is ``job.LAST-PART``. Two writers with one ``log_dir`` share a run.
 
-**What differs.** Nothing is written to ``log_dir``. A step that was not given stays none; steps
-that repeat or go back are kept. Scalars keep 64 bits. ``add_scalars(main, {"a": 1})`` is the metric
-``main/a`` of the same run. Graphs, embeddings, audio, video, meshes, PR curves, tensors and layouts
-have no tracker-neutral form: the first such call says so, all are counted, none raises.
+**The folder** is made, as torch makes it, because scripts put checkpoints there and choose the
+next ``version_N`` by what is there. The default is torch's too, ``runs/DATE_HOST`` and
+``comment``. No event file is written. A folder that cannot be made is said, and does not raise.
+
+**A closed writer** opens again with the next call, as torch's does, under the same names: in a
+tracker the run goes on, and ends again with the next ``close``.
+
+**What differs.** A step that was not given stays none; steps that repeat or go back are kept.
+Scalars keep 64 bits. What ``add_scalars(main, {"a": 1})`` logs is one chart with several lines in
+TensorBoard, and the metric ``main/a`` elsewhere. The first ``add_hparams`` of a writer gives the
+params and metrics of its run, each later one those of a trial in it (a run of its own below it in
+TensorBoard, ``RUN_NAME/KEY`` elsewhere). Graphs, embeddings, audio, video, meshes, PR curves,
+tensors and layouts have no tracker-neutral form: the first such call says so, all are counted,
+none raises. A tag that is empty, over 1,000 bytes or has control characters is spelled otherwise,
+which is said. Other keyword arguments than those named are taken, as NVFLARE's writers take them,
+and have no effect, which is said too.
 """
 
 from __future__ import annotations
 
-import io
+import json
 import os
+import socket
 import sys
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from pathlib import PurePath
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..arrays import is_array, to_host
-from ..histogram import summarise
+from ..histogram import default_edges, summarise
 from ..image import encode_image
-from ..run import Run, _new_name, status_after
-from ._common import also_called, begin, disabled_run, lose, note
+from ..records import as_number
+from ..run import Run, _new_name, init, status_after
+from . import tensorboard_values as values_of
+from ._common import also_called, begin, disabled_run, joined, lose, note
+from .tensorboard_events import FileWriter, RecordWriter
+from .tensorboard_uncarried import Uncarried
 
-__all__ = ["FileWriter", "SummaryWriter"]
+if TYPE_CHECKING:
+    from .tensorboard_global import GlobalSummaryWriter, TorchVis
+
+__all__ = ["FileWriter", "GlobalSummaryWriter", "RecordWriter", "SummaryWriter", "TorchVis"]
 
 #: Folders that hold runs and name no experiment.
 ROOTS = frozenset(
     {"runs", "logs", "log", "logdir", "tensorboard", "tb", "tb_logs", "lightning_logs", "tmp", "/"}
 )
+#: Numbers of ``add_scalars`` that are remembered for ``export_scalars_to_json``.
+EXPORTED = 100_000
 
 _MISSING: Any = object()
 
 
-class SummaryWriter:
+class SummaryWriter(Uncarried):
     """Logs what TensorBoard's writers log, to one :class:`zmqtrack.Run` (attribute ``run``).
 
     Args:
@@ -92,10 +115,16 @@ class SummaryWriter:
         site: str | None = None,
         address: str | None = None,
         zmq_run: Run | None = None,
+        **others: Any,
     ) -> None:
+        _unused("SummaryWriter", others)
         log_dir = log_dir if log_dir is not None else logdir
         given = os.fspath(log_dir) if log_dir else None
-        self._owns_run = zmq_run is None
+        if zmq_run is None and write_to_disk and not (experiment or run or site or address):
+            zmq_run = joined()  # of W&B's syntax with sync_tensorboard
+        self.log_dir = given or _default_log_dir(comment)
+        #: Begins the run anew after ``close``; None: it is not ours to end.
+        self._begin: Callable[[], Run] | None = None
         if zmq_run is not None:
             self.run = zmq_run
         elif not write_to_disk:
@@ -112,21 +141,30 @@ class SummaryWriter:
                 exact=run is not None,
                 address=address,
             )
+            self._begin = partial(init, *self.run.key, self.run.address)
             lost = [part for part, name in names.items() if getattr(self.run.key, part) != name]
-            if given and any(names[part] for part in lost):
-                self.run.set_tag("log_dir", given)
+            if not given or any(names[part] for part in lost):
+                self.run.set_tag("log_dir", self.log_dir)
+        if write_to_disk:
+            _make_folder(self.log_dir)
         if purge_step is not None:
             note("SummaryWriter(purge_step)", "nothing is purged; repeated steps are kept")
         if comet_config is not None and not comet_config.get("disabled", True):
             note("SummaryWriter(comet_config)", "without effect; the daemon chooses the trackers")
-        self.log_dir = given or f"runs/{self.run.key.run}"
+        self.logdir = self.log_dir
         self.purge_step = purge_step
         self.max_queue = max_queue
         self.flush_secs = flush_secs
         self.filename_suffix = filename_suffix
-        self.file_writer = FileWriter(self)
-        self.all_writers = {self.log_dir: self.file_writer}
-        self._log_metric = self.run.log_metric
+        self._exported: list[tuple[str, float, Any, dict[str, float]]] = []
+        self._exportable = EXPORTED
+        self._defaults: tuple[Any, Any] | None = None
+        self._trials = 0
+        self.file_writer: FileWriter | None = None
+        self.all_writers: dict[str, FileWriter] | None = None
+        self._ended = False
+        self._log_metric: Callable[..., None]
+        self._get_file_writer()
 
     # --- what is carried ----------------------------------------------------------------------
 
@@ -142,17 +180,26 @@ class SummaryWriter:
         scalar: Any = _MISSING,
         display_name: str = "",
         summary_description: str = "",
+        **others: Any,
     ) -> None:
         """Log a number (NVFLARE's name for it is ``scalar``); ``walltime`` in seconds.
 
         Raises:
-            TypeError: no number, or no integer step.
+            TypeError: no number, or a step that is none.
         """
         if scalar_value is _MISSING:
             if scalar is _MISSING:
                 raise TypeError("add_scalar() needs a value: add_scalar(tag, scalar_value, step)")
             scalar_value = scalar
-        self._log_metric(tag, scalar_value, global_step, walltime)
+        try:
+            self._log_metric(tag, scalar_value, global_step, walltime)
+        except TypeError:
+            meant = values_of.tag(tag), values_of.number(scalar_value)
+            if meant[0] is tag and meant[1] is scalar_value:
+                raise
+            self._log_metric(*meant, global_step, walltime)
+        if others:
+            _unused("add_scalar", others)
 
     @also_called(tag="main_tag", scalars="tag_scalar_dict")
     def add_scalars(
@@ -161,21 +208,61 @@ class SummaryWriter:
         tag_scalar_dict: Mapping[str, Any],
         global_step: int | None = None,
         walltime: float | None = None,
+        **others: Any,
     ) -> None:
-        """Log several numbers as ``main_tag/tag``; all of them or, on an error, none."""
-        metrics = {f"{main_tag}/{tag}": value for tag, value in tag_scalar_dict.items()}
-        self.run.log_metrics(metrics, global_step, walltime)
+        """Log several numbers as lines of one chart; all of them or, on an error, none."""
+        step, when = self._at(global_step, walltime)
+        when = time.time() if when is None else float(when)
+        chart = values_of.tag(main_tag)
+        numbers = {
+            line: value if value.__class__ is float else as_number(line, values_of.number(value))
+            for line, value in tag_scalar_dict.items()
+        }
+        self._open().log_metrics(numbers, step, when, chart=chart)
+        self._exportable -= len(numbers)
+        if self._exportable >= 0:
+            self._exported.append((chart, when, step, numbers))
+        if others:
+            _unused("add_scalars", others)
 
+    @property
+    def scalar_dict(self) -> dict[str, list[list[Any]]]:
+        """The numbers of ``add_scalars`` that :meth:`export_scalars_to_json` would write."""
+        found: dict[str, list[list[Any]]] = {}
+        for chart, when, step, numbers in self._exported:
+            for line, number in numbers.items():
+                found.setdefault(f"{self.log_dir}/{chart}/{line}", []).append([when, step, number])
+        return found
+
+    def export_scalars_to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write the numbers of ``add_scalars`` to a file and forget them; tensorboardX's.
+
+        It maps a name to lists of time, step and value: of some 100,000 numbers since the last
+        call, the first, which is said where there were more.
+        """
+        if self._exportable < 0:
+            note("export_scalars_to_json", f"more than {EXPORTED} numbers: the first are written")
+        Path(path).write_text(json.dumps(self.scalar_dict))
+        self._exported, self._exportable = [], EXPORTED
+
+    @also_called(text="text_string")
     def add_text(
         self,
         tag: str,
-        text_string: str,
+        text_string: Any,
         global_step: int | None = None,
         walltime: float | None = None,
+        **others: Any,
     ) -> None:
-        """Log text, which TensorBoard shows as Markdown."""
-        self.run.log_text(tag, text_string, global_step, walltime)
+        """Log text, which TensorBoard shows as Markdown; of anything else its ``str``."""
+        if isinstance(text_string, bytes):
+            text_string = text_string.decode(errors="replace")
+        self._open().log_text(
+            values_of.tag(tag), str(text_string), *self._at(global_step, walltime)
+        )
+        _unused("add_text", others)
 
+    @also_called(image="img_tensor")
     def add_image(
         self,
         tag: str,
@@ -183,9 +270,11 @@ class SummaryWriter:
         global_step: int | None = None,
         walltime: float | None = None,
         dataformats: str | None = "CHW",
+        **others: Any,
     ) -> None:
-        """Log an image: uint8, or floats where 1 is full; other forms as ``log_image`` takes."""
-        self.run.log_image(tag, img_tensor, global_step, walltime, dataformats)
+        """Log an image: uint8, or numbers where 1 is full; other forms as ``log_image`` takes."""
+        self._log_image(tag, values_of.pixels(img_tensor), global_step, walltime, dataformats)
+        _unused("add_image", others)
 
     def add_images(
         self,
@@ -195,8 +284,10 @@ class SummaryWriter:
         walltime: float | None = None,
         dataformats: str | None = "NCHW",
     ) -> None:
-        """Log a stack of images as one grid of 8 columns, as torch does."""
-        self.run.log_image(tag, img_tensor, global_step, walltime, dataformats)
+        """Log a stack of images, or a list of them, as one grid of 8 columns, as torch does."""
+        if isinstance(img_tensor, (list, tuple)):
+            img_tensor, dataformats = values_of.stack(img_tensor, dataformats)
+        self._log_image(tag, values_of.pixels(img_tensor), global_step, walltime, dataformats)
 
     def add_image_with_boxes(
         self,
@@ -205,32 +296,25 @@ class SummaryWriter:
         box_tensor: Any,
         global_step: int | None = None,
         walltime: float | None = None,
-        rescale: float = 1,
-        dataformats: str = "CHW",
-        labels: Sequence[str] | None = None,
+        rescale: float | str = 1,
+        dataformats: Any = "CHW",
+        labels: Sequence[str] | str | None = None,
     ) -> None:
         """Log an image with boxes drawn on it, each (left, top, right, bottom) in pixels.
 
         Pillow draws them; where it is not installed the image is logged without boxes, and the
         first such call says so.
         """
-        image = encode_image(img_tensor, dataformats)
+        if isinstance(rescale, str):  # tensorboardX has dataformats and labels in these places
+            labels = labels if dataformats == "CHW" else dataformats
+            rescale, dataformats = 1, rescale
+        image = encode_image(values_of.pixels(img_tensor), dataformats)
         try:
-            from PIL import Image, ImageDraw
+            image = values_of.boxes(image, box_tensor, labels, rescale)
         except ImportError:
-            lose(self.run, "add_image_with_boxes", "boxes need Pillow; the image alone is logged")
-        else:
-            picture = Image.open(io.BytesIO(image)).convert("RGB")
-            draw = ImageDraw.Draw(picture)
-            boxes = to_host(box_tensor) if is_array(box_tensor) else box_tensor
-            for number, box in enumerate(boxes):
-                left, top, right, bottom = (float(edge) for edge in box)
-                draw.rectangle((left, top, right, bottom), outline="red", width=2)
-                if labels is not None:
-                    draw.text((left + 3, top + 2), str(labels[number]), fill="red")
-            size = int(picture.width * rescale), int(picture.height * rescale)
-            image = encode_image(picture if rescale == 1 else picture.resize(size))
-        self.run.log_image(tag, image, global_step, walltime)
+            what = "add_image_with_boxes"
+            lose(self._open(), what, "boxes need Pillow; the image alone is logged")
+        self._log_image(tag, image, global_step, walltime)
 
     def add_figure(
         self,
@@ -243,14 +327,21 @@ class SummaryWriter:
         """Log a matplotlib figure, or several of one size as a grid; ``close`` closes them."""
         if isinstance(figure, (list, tuple)):
             figures = list(figure)
-            self.run.log_image(tag, [_render(f) for f in figures], global_step, walltime, "NHWC")
+            drawn = [values_of.figure(each) for each in figures]
+            self._log_image(tag, drawn, global_step, walltime, "NHWC")
         else:
             figures = [figure]
-            self.run.log_image(tag, figure, global_step, walltime)
+            self._log_image(tag, figure, global_step, walltime)
         pyplot = sys.modules.get("matplotlib.pyplot")
         if close and pyplot is not None:
             for each in figures:
                 pyplot.close(each)
+
+    def _log_image(
+        self, tag: str, image: Any, step: Any, walltime: Any, dataformats: str | None = None
+    ) -> None:
+        step, when = self._at(step, walltime)
+        self._open().log_image(values_of.tag(tag), image, step, when, dataformats)
 
     def add_histogram(
         self,
@@ -266,9 +357,11 @@ class SummaryWriter:
         With ``max_bins``, neighbours are put together until there are no more than that. Values
         that are not finite are counted beside the bins and do not raise.
         """
+        values, bins = values_of.real(values), values_of.bins(bins)
         if max_bins is not None:
-            values = _fewer_bins(summarise(values, bins), max_bins)
-        self.run.log_histogram(tag, values, global_step, walltime, bins)
+            values = values_of.fewer_bins(summarise(values, bins), max_bins)
+        step, when = self._at(global_step, walltime)
+        self._open().log_histogram(values_of.tag(tag), values, step, when, bins)
 
     def add_histogram_raw(
         self,
@@ -291,29 +384,18 @@ class SummaryWriter:
                 of the next one; else the first bucket begins at ``min``.
 
         Raises:
-            TypeError, ValueError: limits and counts that do not belong together.
+            ValueError: not as many limits as counts. One that cannot be used for another reason
+                is counted and said: torch takes anything.
         """
-        limits = [float(limit) for limit in _listed(bucket_limits)]
-        counts = _listed(bucket_counts)
-        if len(limits) != len(counts) or not counts:
-            raise ValueError(
-                f"{len(counts)} bucket_counts need as many bucket_limits, not {len(limits)}"
-            )
-        if counts[0] == 0 and len(counts) > 1:
-            counts = counts[1:]
-        else:
-            left = float(min)
-            limits = [left if left < limits[0] else limits[0] - (abs(limits[0]) or 1.0), *limits]
-        summary = {
-            "counts": counts,
-            "edges": limits,
-            "min": float(min),
-            "max": float(max),
-            "num": num,
-            "sum": float(sum),
-            "sum_squares": float(sum_squares),
-        }
-        self.run.log_histogram(tag, summarise(summary), global_step, walltime)
+        edges, counts = values_of.raw_bins(min, bucket_limits, bucket_counts)
+        facts = {"min": min, "max": max, "num": num, "sum": sum, "sum_squares": sum_squares}
+        try:
+            summary = summarise({"counts": counts, "edges": edges, **facts})
+        except ValueError as error:
+            lose(self._open(), "add_histogram_raw", str(error))
+            return
+        step, when = self._at(global_step, walltime)
+        self._open().log_histogram(values_of.tag(tag), summary, step, when)
 
     @also_called(name="run_name")
     def add_hparams(
@@ -324,151 +406,106 @@ class SummaryWriter:
         run_name: str | None = None,
         global_step: int | None = None,
     ) -> None:
-        """Log hyperparameters as params and their results as metrics, of this same run.
+        """Log hyperparameters and their results: those of this run, or of one more trial in it.
 
-        ``run_name`` (tensorboardX: ``name``), for which torch makes a run of its own below
-        ``log_dir``, becomes the tag ``hparams_run_name``; ``hparam_domain_discrete`` is a filter
-        of TensorBoard's page and has no effect.
+        What the first call of a writer gives are the run's params and metrics. Each later one
+        gives those of a trial called ``run_name`` (tensorboardX: ``name``; default: its number),
+        which is a run below this one in TensorBoard, and ``run_name/KEY`` in other trackers.
+        The first call's ``run_name`` becomes the tag ``hparams_run_name``;
+        ``hparam_domain_discrete`` is a filter of TensorBoard's page and has no effect.
 
         Raises:
             TypeError: one of the two is no dictionary, or a metric is no number.
         """
         if not isinstance(hparam_dict, Mapping) or not isinstance(metric_dict, Mapping):
             raise TypeError("hparam_dict and metric_dict must be dictionaries")
-        self.run.log_metrics(metric_dict, global_step)
-        self.run.log_params(hparam_dict)
-        if isinstance(run_name, str):
-            self.run.set_tag("hparams_run_name", run_name)
-
-    # --- what is not --------------------------------------------------------------------------
-
-    def add_graph(
-        self,
-        model: Any,
-        input_to_model: Any = None,
-        verbose: bool = False,
-        use_strict_trace: bool = True,
-    ) -> None:
-        lose(self.run, "add_graph")
-
-    def add_onnx_graph(self, prototxt: Any) -> None:
-        lose(self.run, "add_onnx_graph")
-
-    def add_openvino_graph(self, xmlname: Any) -> None:
-        lose(self.run, "add_openvino_graph")
-
-    def add_embedding(
-        self,
-        mat: Any,
-        metadata: Any = None,
-        label_img: Any = None,
-        global_step: int | None = None,
-        tag: str = "default",
-        metadata_header: Any = None,
-    ) -> None:
-        lose(self.run, "add_embedding")
-
-    def add_audio(
-        self,
-        tag: str,
-        snd_tensor: Any,
-        global_step: int | None = None,
-        sample_rate: int = 44100,
-        walltime: float | None = None,
-    ) -> None:
-        lose(self.run, "add_audio")
-
-    def add_video(
-        self,
-        tag: str,
-        vid_tensor: Any,
-        global_step: int | None = None,
-        fps: float = 4,
-        walltime: float | None = None,
-        dataformats: str = "NTCHW",
-    ) -> None:
-        lose(self.run, "add_video")
-
-    def add_mesh(
-        self,
-        tag: str,
-        vertices: Any,
-        colors: Any = None,
-        faces: Any = None,
-        config_dict: Any = None,
-        global_step: int | None = None,
-        walltime: float | None = None,
-    ) -> None:
-        lose(self.run, "add_mesh")
-
-    def add_pr_curve(
-        self,
-        tag: str,
-        labels: Any,
-        predictions: Any,
-        global_step: int | None = None,
-        num_thresholds: int = 127,
-        weights: Any = None,
-        walltime: float | None = None,
-    ) -> None:
-        lose(self.run, "add_pr_curve")
-
-    def add_pr_curve_raw(
-        self,
-        tag: str,
-        true_positive_counts: Any,
-        false_positive_counts: Any,
-        true_negative_counts: Any,
-        false_negative_counts: Any,
-        precision: Any,
-        recall: Any,
-        global_step: int | None = None,
-        num_thresholds: int = 127,
-        weights: Any = None,
-        walltime: float | None = None,
-    ) -> None:
-        lose(self.run, "add_pr_curve_raw")
-
-    def add_tensor(
-        self, tag: str, tensor: Any, global_step: int | None = None, walltime: float | None = None
-    ) -> None:
-        lose(self.run, "add_tensor")
-
-    def add_custom_scalars(self, layout: Any) -> None:
-        lose(self.run, "add_custom_scalars", "layouts are chosen in the tracker")
-
-    def add_custom_scalars_marginchart(
-        self, tags: Any, category: str = "default", title: str = "untitled"
-    ) -> None:
-        lose(self.run, "add_custom_scalars_marginchart", "layouts are chosen in the tracker")
-
-    def add_custom_scalars_multilinechart(
-        self, tags: Any, category: str = "default", title: str = "untitled"
-    ) -> None:
-        lose(self.run, "add_custom_scalars_multilinechart", "layouts are chosen in the tracker")
+        run, (step, when) = self._open(), self._at(global_step, None)
+        metrics = {key: values_of.number(value) for key, value in metric_dict.items()}
+        if self._trials:
+            trial = run_name if isinstance(run_name, str) and run_name else f"{self._trials + 1}"
+            run.log_trial(trial, hparam_dict, metrics, step, when)
+        else:
+            run.log_metrics(metrics, step, when)
+            run.log_params(hparam_dict)
+            if isinstance(run_name, str) and run_name:
+                run.set_tag("hparams_run_name", run_name)
+        self._trials += 1
 
     # --- life ---------------------------------------------------------------------------------
 
+    @cached_property
+    def default_bins(self) -> list[float]:
+        """The edges of the bins that are called ``"tensorflow"``."""
+        return list(default_edges())
+
     def get_logdir(self) -> str:
-        """The folder that was given; nothing is written there."""
+        """The folder that was given; zmqtrack writes nothing there."""
         return self.log_dir
+
+    @contextmanager
+    def use_metadata(
+        self, *, global_step: int | None = None, walltime: float | None = None
+    ) -> Iterator[SummaryWriter]:
+        """Give calls that have none this step, this time; tensorboardX's."""
+        self._defaults = global_step, walltime
+        self._aim()
+        try:
+            yield self
+        finally:
+            self._defaults = None
+            self._aim()
+
+    def _at(self, step: Any, walltime: Any) -> tuple[Any, Any]:
+        """Step and time of a call, from ``use_metadata`` where it has none."""
+        if self._defaults is None:
+            return step, walltime
+        default_step, default_time = self._defaults
+        return (
+            default_step if step is None else step,
+            default_time if walltime is None else walltime,
+        )
 
     def flush(self) -> None:
         """Wait until what was logged is on this machine's disk; does not wait for the network."""
         self.run.flush()
 
     def close(self) -> None:
-        """End the run, delivering what is left within its ``exit_timeout``."""
+        """End the run, delivering what is left within its ``exit_timeout``; a call opens it."""
         self._end("finished")
 
     def _end(self, status: str) -> None:
-        if self._owns_run:
-            self.run.finish(status)
-        else:
+        if self.file_writer is None:
+            return
+        self.file_writer = self.all_writers = None
+        self._aim()
+        if self._begin is None:
             self.run.flush()
+        else:
+            self.run.finish(status)
+            self._ended = True
+
+    def _open(self) -> Run:
+        """The run to log to, begun again if the writer has been closed."""
+        self._get_file_writer()
+        return self.run
 
     def _get_file_writer(self) -> FileWriter:
+        if self.file_writer is None:
+            if self._ended and self._begin is not None:
+                self.run, self._ended = self._begin(), False
+            self.file_writer = FileWriter(self.log_dir, writer=self)
+            self.all_writers = {self.log_dir: self.file_writer}
+            self._aim()
         return self.file_writer
+
+    def _aim(self) -> None:
+        """Choose what ``add_scalar`` calls: the run itself, unless something stands between."""
+        direct = self.file_writer is not None and self._defaults is None
+        self._log_metric = self.run.log_metric if direct else self._log_metric_indirectly
+
+    def _log_metric_indirectly(self, tag: Any, value: Any, step: Any, walltime: Any) -> None:
+        step, when = self._at(step, walltime)
+        self._open().log_metric(tag, value, step, when)
 
     def __enter__(self) -> SummaryWriter:
         return self
@@ -482,34 +519,6 @@ class SummaryWriter:
         self._end(status_after(error))
 
 
-class FileWriter:
-    """Stands where torch's writer has its event file, for code that reaches for it."""
-
-    def __init__(self, writer: SummaryWriter) -> None:
-        self._writer = writer
-
-    def get_logdir(self) -> str:
-        return self._writer.log_dir
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-    def reopen(self) -> None:
-        """There is no file to open."""
-
-    def add_event(self, event: Any, step: Any = None, walltime: Any = None) -> None:
-        lose(self._writer.run, "add_event")
-
-    def add_summary(self, summary: Any, global_step: Any = None, walltime: Any = None) -> None:
-        lose(self._writer.run, "add_summary")
-
-    def add_graph(self, graph_profile: Any, walltime: Any = None) -> None:
-        lose(self._writer.run, "add_graph")
-
-
 def _names(log_dir: str) -> dict[str, str | None]:
     """Experiment and run that a folder's path names."""
     parts = [part for part in PurePath(log_dir).parts if part not in (".", "..", os.sep)]
@@ -519,30 +528,33 @@ def _names(log_dir: str) -> dict[str, str | None]:
     return {"experiment": None if parent in ROOTS else parent, "run": parts[-1]}
 
 
-def _listed(values: Any) -> list[Any]:
-    values = to_host(values) if is_array(values) else values
-    return list(values.tolist() if is_array(values) else values)
+def _default_log_dir(comment: str) -> str:
+    """The folder that torch takes where none is named."""
+    return f"runs/{time.strftime('%b%d_%H-%M-%S')}_{socket.gethostname()}{comment}"
 
 
-def _render(figure: Any) -> Any:
-    """A figure's pixels, HWC."""
-    import numpy
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _make_folder(log_dir: str) -> None:
+    if "://" in log_dir:
+        return  # in a store of objects, where there are no folders
+    try:
+        Path(log_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        note(
+            "SummaryWriter(log_dir)",
+            f"the folder cannot be made ({error}); zmqtrack writes nothing there, but what the "
+            "program itself puts there has no place",
+        )
 
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return numpy.asarray(canvas.buffer_rgba())[..., :3]
+
+def _unused(what: str, others: Mapping[str, Any]) -> None:
+    for name in others:
+        note(f"{what}({name})", "is taken and has no effect")
 
 
-def _fewer_bins(summary: dict[str, Any], most: int) -> dict[str, Any]:
-    """Put neighbouring bins together until there are ``most`` or fewer."""
-    if most < 1:
-        raise ValueError(f"max_bins must be at least 1, not {most}")
-    counts, edges = summary["counts"], summary["edges"]
-    together = -(-len(counts) // most)
-    cuts = [*range(0, len(counts), together), len(counts)]
-    return {
-        **summary,
-        "counts": [sum(counts[left:right]) for left, right in pairwise(cuts)],
-        "edges": [edges[cut] for cut in cuts],
-    }
+def __getattr__(name: str) -> Any:
+    """tensorboardX's wrappers stand on this module, and so come after it."""
+    if name in ("GlobalSummaryWriter", "TorchVis"):
+        from . import tensorboard_global
+
+        return getattr(tensorboard_global, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

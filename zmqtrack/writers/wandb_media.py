@@ -17,8 +17,8 @@ from ..run import Run as ZMQRun
 from ._common import lose
 
 __all__ = [
-    "Artifact", "Audio", "Histogram", "Html", "Image", "Media", "Molecule", "Object3D", "Table",
-    "Video",
+    "Audio", "Classes", "Graph", "Histogram", "Html", "Image", "JoinedTable", "Media", "Molecule",
+    "Object3D", "Plotly", "Table", "Video", "box3d",
 ]  # fmt: skip
 
 #: Rows of a Table that are logged.
@@ -28,7 +28,7 @@ MAX_ROWS = 10_000
 class Media:
     """A value that is more than a number or text."""
 
-    def log_to(self, run: ZMQRun, key: str, step: int | None) -> None:
+    def log_to(self, run: ZMQRun, key: str, step: int | None, time: float | None = None) -> None:
         raise NotImplementedError
 
 
@@ -71,10 +71,10 @@ class Image(Media):
             data_or_path = data_or_path.convert(mode)
         self.data = encode_image(*_pixels(data_or_path))
 
-    def log_to(self, run: ZMQRun, key: str, step: int | None) -> None:
-        run.log_image(key, self.data, step)
+    def log_to(self, run: ZMQRun, key: str, step: int | None, time: float | None = None) -> None:
+        run.log_image(key, self.data, step, time)
         if self.caption is not None:
-            run.log_text(f"{key}.caption", str(self.caption), step)
+            run.log_text(f"{key}.caption", str(self.caption), step, time)
         for name in self.overlays:
             lose(run, f"Image({name})", "overlays; the image is logged")
 
@@ -102,8 +102,8 @@ class Histogram(Media):
         self.histogram: list[float] = self.summary["counts"]
         self.bins: list[float] = self.summary["edges"]
 
-    def log_to(self, run: ZMQRun, key: str, step: int | None) -> None:
-        run.log_histogram(key, self.summary, step)
+    def log_to(self, run: ZMQRun, key: str, step: int | None, time: float | None = None) -> None:
+        run.log_histogram(key, self.summary, step, time)
 
 
 class Html(Media):
@@ -120,8 +120,8 @@ class Html(Media):
             raise TypeError(f"Html is made of text or a path, not of {describe(data)}")
         self.html = data
 
-    def log_to(self, run: ZMQRun, key: str, step: int | None) -> None:
-        run.log_text(key if key.endswith(".html") else f"{key}.html", self.html, step)
+    def log_to(self, run: ZMQRun, key: str, step: int | None, time: float | None = None) -> None:
+        run.log_text(key if key.endswith(".html") else f"{key}.html", self.html, step, time)
 
 
 class Table(Media):
@@ -177,12 +177,20 @@ class Table(Media):
         ]
         self.columns.append(name)
 
-    def log_to(self, run: ZMQRun, key: str, step: int | None) -> None:
-        rows = [self.columns, ["---"] * len(self.columns), *self.data[:MAX_ROWS]]
+    def log_to(self, run: ZMQRun, key: str, step: int | None, time: float | None = None) -> None:
+        rows = [self.columns, ["---"] * len(self.columns)]
+        for number, row in enumerate(self.data[:MAX_ROWS]):
+            rows.append(list(row))
+            for place, cell in enumerate(row):
+                if isinstance(cell, Media):  # carried beside the table, whose cell names it
+                    name = f"{key}/{number}/{self.columns[place]}"
+                    cell.log_to(run, name, step, time)
+                    rows[-1][place] = f"{type(cell).__name__} {name}"
         text = "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
-        if len(self.data) > MAX_ROWS:
-            text += f"\n\n{len(self.data) - MAX_ROWS} more rows\n"
-        run.log_text(key if key.endswith(".md") else f"{key}.md", text, step)
+        if (left := len(self.data) - MAX_ROWS) > 0:
+            text += f"\n\n{left} more rows\n"
+            lose(run, "Table(rows)", f"rows of a Table beyond the first {MAX_ROWS}")
+        run.log_text(key if key.endswith(".md") else f"{key}.md", text, step, time)
 
 
 class _FileMedia(Media):
@@ -195,13 +203,13 @@ class _FileMedia(Media):
         caption = options.get("caption")
         self._caption = str(caption) if caption is not None else None
 
-    def log_to(self, run: ZMQRun, key: str, step: int | None) -> None:
+    def log_to(self, run: ZMQRun, key: str, step: int | None, time: float | None = None) -> None:
         if self._path is None:
             lose(run, type(self).__name__, "it has no tracker-neutral form unless it is a file")
             return
         run.log_artifact(self._path, f"{key}{self._path.suffix}", step)
         if self._caption is not None:
-            run.log_text(f"{key}.caption", self._caption, step)
+            run.log_text(f"{key}.caption", self._caption, step, time)
 
 
 class Video(_FileMedia): ...
@@ -216,55 +224,49 @@ class Object3D(_FileMedia): ...
 class Molecule(_FileMedia): ...
 
 
-class Artifact:
-    """Files under one name; ``log_artifact`` logs them as ``NAME/PATH``."""
+class Classes(Media):
+    """Names of classes, for overlays; logged by itself it is text."""
 
-    def __init__(
-        self,
-        name: str,
-        type: str,
-        description: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        incremental: bool = False,
-        use_as: str | None = None,
-    ) -> None:
-        self.name = name
-        self.type = type
-        self.description = description
-        self.metadata = dict(metadata or {})
-        self.files: list[tuple[Path, str]] = []
+    def __init__(self, class_set: Sequence[Mapping[str, Any]]) -> None:
+        self.class_set = list(class_set)
 
-    def add_file(
-        self, local_path: str | os.PathLike[str], name: str | None = None, **_: Any
-    ) -> None:
-        """Add a file.
+    def log_to(self, run: ZMQRun, key: str, step: int | None, time: float | None = None) -> None:
+        run.log_text(key, str(self.class_set), step, time)
 
-        Raises:
-            ValueError: there is none.
-        """
-        path = Path(local_path)
-        if not path.is_file():
-            raise ValueError(f"path is not a file: {path}")
-        self.files.append((path, name or path.name))
 
-    def add_dir(
-        self, local_path: str | os.PathLike[str], name: str | None = None, **_: Any
-    ) -> None:
-        """Add all files below a folder.
+class Plotly(Media):
+    """A plotly figure, as its HTML; a matplotlib figure, as an image."""
 
-        Raises:
-            ValueError: it is none.
-        """
-        folder = Path(local_path)
-        if not folder.is_dir():
-            raise ValueError(f"path is not a directory: {folder}")
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            inner = path.relative_to(folder).as_posix()
-            self.files.append((path, f"{name}/{inner}" if name else inner))
+    def __init__(self, val: Any) -> None:
+        self.figure = val
 
-    def wait(self, timeout: float | None = None) -> Artifact:
-        """Returns at once: logging it has read its files."""
-        return self
+    @classmethod
+    def make_plot_media(cls, val: Any) -> Media:
+        return cls(val)
+
+    def log_to(self, run: ZMQRun, key: str, step: int | None, time: float | None = None) -> None:
+        if hasattr(self.figure, "to_html"):
+            Html(self.figure.to_html(), data_is_not_path=True).log_to(run, key, step, time)
+        else:
+            run.log_image(key, self.figure, step, time)
+
+
+class _Uncarried(Media):
+    """What only W&B's own page can show: counted, and said once."""
+
+    def __init__(self, *args: Any, **options: Any) -> None: ...
+
+    def log_to(self, run: ZMQRun, key: str, step: int | None, time: float | None = None) -> None:
+        lose(run, type(self).__name__)
+
+
+class Graph(_Uncarried): ...
+
+
+class JoinedTable(_Uncarried): ...
+
+
+class box3d(_Uncarried): ...
 
 
 def _pixels(data: Any) -> tuple[Any, str | None]:
@@ -279,6 +281,4 @@ def _pixels(data: Any) -> tuple[Any, str | None]:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, Media):
-        return f"({type(value).__name__})"
     return str(value).replace("|", "\\|").replace("\n", "<br>")
