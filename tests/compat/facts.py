@@ -124,7 +124,8 @@ def mlflow(folder: Path, ours: bool) -> Facts:
                 continue  # the parent of a job's sites
             facts = found[site][run.info.run_id]
             facts.append(Fact("status", run.info.status))
-            facts += _of_mlflow(client, run)
+            # Equal points of one millisecond are one in MLflow: how many is chance.
+            facts += dict.fromkeys(_of_mlflow(client, run))
         for model in client.search_logged_models([experiment.experiment_id]):
             if not ours:
                 found[None][model.source_run_id or model.model_id].append(Fact("model", model.name))
@@ -187,23 +188,29 @@ def _of_wandb(records: list[Any], config: dict[str, Any]) -> Iterator[Fact]:
         yield Fact("about", "tags", None, tag)
     for key, value in config.items():
         if key not in ("_wandb", "zmqtrack"):
+            key = key.removeprefix("user/")  # before keys that look like W&B's own
             yield Fact("config", key, None, json.dumps(value, sort_keys=True))
     for record in records:
         kind = record.WhichOneof("record_type")
         if kind == "history":
             yield from _of_row(readers_wandb.columns(record))
         elif kind == "summary":
-            for item in record.summary.update:
+            update = record.summary.update
+            media = {item.nested_key[0] for item in update if "_type" in item.nested_key[1:]}
+            for item in update:
                 key = item.key or ".".join(item.nested_key)
-                if not key.startswith("_"):
+                if not key.startswith("_") and key.partition(".")[0] not in media:
                     yield Fact("summary", key, None, _shown(json.loads(item.value_json)))
         elif kind == "artifact" and not record.artifact.name.startswith("run-"):
             own = json.loads(record.artifact.metadata or "{}")
             for entry in record.artifact.manifest.contents:
-                yield Fact("artifact", own.get("key") or f"{record.artifact.name}/{entry.path}")
+                key = own.get("key") or f"{record.artifact.name}/{entry.path}"
+                # Frameworks put the run's id into the name.
+                yield Fact("artifact", re.sub(r"^model-[^/]+/", "model-ID/", key))
         elif kind == "files":
             for item in record.files.files:
-                if not item.path.startswith(("media/", *_OWN_FILES)):
+                own_file = item.path.startswith(("media/", *_OWN_FILES))
+                if not own_file and "tfevents" not in item.path:
                     yield Fact("file", item.path)
         elif kind == "metric" and record.metric.step_metric:
             about = record.metric
@@ -217,7 +224,9 @@ def _of_row(row: dict[str, Any]) -> Iterator[Fact]:
     step = row.get("zmqtrack/step", row["_step"])
     names = sorted(key for key in row if not key.startswith(("_", "zmqtrack/")))
     if names:
-        yield Fact("row", " ".join(names), step)
+        # The parts and forms of one value: KEY.0, KEY.1, KEY.md …
+        keys = dict.fromkeys(re.sub(r"\.(\d+|md|html|caption)$", "", name) for name in names)
+        yield Fact("row", " ".join(keys), step)
     for key in names:
         value = row[key]
         if isinstance(value, dict) and "_type" in value:

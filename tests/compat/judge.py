@@ -121,6 +121,8 @@ def _other_forms(fact: Fact) -> Iterator[Fact]:
         yield Fact("config", f"tag.summary/{fact.key}", None, fact.value)
     elif fact.kind == "table-file":
         yield Fact("html-file", f"{fact.key}.md", fact.step)
+    elif fact.kind == "images/separated":
+        yield Fact("image-file", f"{fact.key}.0", fact.step)
     elif fact.kind == "plotly-file":
         yield Fact("html-file", f"{fact.key}.html", fact.step)
 

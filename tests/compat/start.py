@@ -32,6 +32,7 @@ def replace(tool: str) -> None:
         wandb.wandb_run.Run = ours.Run
         ours.__path__ = wandb.__path__  # submodules are W&B's own
         sys.modules["wandb"] = ours
+        replace("tensorboard")  # for sync_tensorboard
     elif tool == "mlflow":
         import mlflow.tracking
 

@@ -21,8 +21,9 @@ FRAMEWORKS = {
 
 #: What another run of the same training has otherwise: times, and names with a time in them.
 VARIES = (
-    "*_runtime", "*_per_second", "*total_flos", "time/fps", "time/time_elapsed", "fps", "time",
-    "data_time", "*/time", "*/data_time", "args*", "logging_dir", "config.py",
+    "*runtime", "*_per_second", "*total_flos", "time/fps", "time/time_elapsed", "fps", "time",
+    "data_time", "*/time", "*/data_time", "args*", "logging_dir", "config.py", "start_time", "env",
+    "rollout_buffer", "_logger",
 )  # fmt: skip
 
 

@@ -38,7 +38,8 @@ def copy(source: Path, folder: Path, here: bool) -> Path:
     else:
         shutil.copy(source, target)
     if here:
-        for path in [target] if target.is_file() else sorted(target.rglob("*.py")):
+        sources = target.rglob("*.py") if target.is_dir() else [target][: target.suffix == ".py"]
+        for path in sorted(sources):
             text = path.read_text()
             changed = translate(text)
             if changed != text:

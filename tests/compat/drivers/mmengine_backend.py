@@ -44,10 +44,9 @@ def main() -> None:
         randomness={"seed": 0},
         experiment_name="run",
     )
-    runner.train()
     image = numpy.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=numpy.uint8)
     runner.visualizer.add_image("image", image, 3)
-    runner.visualizer.close()
+    runner.train()
 
 
 assert VISUALIZERS.get("Visualizer") is Visualizer
