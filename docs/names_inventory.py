@@ -100,7 +100,9 @@ def _is_own(holder: Any, name: str, module: str) -> bool:
         return True
     if inspect.ismodule(value):
         return value.__name__ == f"{module}.{name}"
-    return str(getattr(value, "__module__", None) or "").partition(".")[0] == module.partition(".")[0]
+    return (
+        str(getattr(value, "__module__", None) or "").partition(".")[0] == module.partition(".")[0]
+    )
 
 
 def _facts(holder: Any, name: str) -> dict[str, Any]:

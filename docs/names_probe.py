@@ -54,8 +54,8 @@ class Seen(NamedTuple):
     missing: bool
 
     @property
-    def effect(self) -> Any:
-        return self.records, self.answer
+    def why(self) -> str:
+        return self.raised or "; ".join(self.said)
 
 
 # --- in the child -----------------------------------------------------------------------------
@@ -128,9 +128,7 @@ def _binds(function: Any, keywords: Mapping[str, Any]) -> bool:
             # A decorator that renames arguments takes any: ask what is behind it.
             renamed = inspect.getclosurevars(function).nonlocals.get("names", {})
             bound = {renamed.get(key, key): value for key, value in keywords.items()}
-            inspect.signature(wrapped).bind(
-                *([None] if _is_method(function) else []), **bound
-            )
+            inspect.signature(wrapped).bind(*([None] if _is_method(function) else []), **bound)
     except TypeError:
         return False
     except ValueError:  # no signature to be had
