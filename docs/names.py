@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,9 +38,11 @@ CARRIED, ANSWERED, NOTICED, REFUSED, IDLE = (
     "refused",
     "nothing to do",
 )
-SILENT, MISSING = "without a word", "missing"
+SILENT, MISSING, OPEN = "without a word", "missing", "open"
 #: Verdicts in the page's order.
-ORDER = (CARRIED, ANSWERED, NOTICED, REFUSED, IDLE, SILENT, MISSING)
+ORDER = (CARRIED, ANSWERED, NOTICED, REFUSED, IDLE, OPEN, SILENT, MISSING)
+#: Of what was seen of a parameter in several calls, that which says most.
+PREFERRED = (CARRIED, NOTICED, SILENT, REFUSED, MISSING)
 
 HEAD = """\
 <!-- Written by docs/names.py, which calls each name: run `python docs/names.py`. -->
@@ -56,9 +59,11 @@ log. Each was called, and what it did was looked up in the spool.
   and shown by `zmqtrack status`. It does not raise.
 - **refused**: it needs what only a tracker knows. It raises an error that says what to do.
 - **nothing to do**: taken, and without effect for the reason that stands below the table.
+- **open**: not there yet, or taken without effect and without a word; below the table stands what.
 
-Made with {versions}. Other versions may have names that are not here; a name that is not known
-raises `AttributeError`.
+Made with {versions}.
+Other versions may have names that are not here; a name that is not known raises
+`AttributeError`.
 """
 
 
@@ -76,28 +81,35 @@ class Row(NamedTuple):
 
 def examine(place: Place, name: str, facts: Mapping[str, Any], nothing: Seen) -> Row:
     """Call a name of ``place``; ``nothing`` is what there is to see when nothing is called."""
+    if facts["kind"] == "module":
+        seen = observe(place, name, _arguments(place, name, []))
+        # Which of the tool's modules can be imported here depends on what else is installed.
+        verdict = MISSING if seen.missing and "import" not in seen.raised else ANSWERED
+        return Row(name, verdict, {}, seen.raised)
     variants: list[list[list[str]]] = facts["of"] or [[]]
-    needed = [[p for p, kind in variant if kind == "needed"] for variant in variants]
-    base = observe(place, name, _arguments(place, name, needed[0]))
-    verdict = _of_name(base, nothing)
+    starts = [[p for p, kind in variant if kind == "needed"] for variant in variants]
+    starts = data.NEEDS.get(f"{place.title}.{name}", starts)
+    bases = [(needs, observe(place, name, _arguments(place, name, needs))) for needs in starts]
+    words = [_of_name(base, nothing) for _, base in bases]
+    verdict = words[0]
     found: dict[str, str] = {}
-    for variant, needs in zip(variants, needed, strict=True):
-        start = base
-        if needs != needed[0]:
-            start = observe(place, name, _arguments(place, name, needs))
-        word = _of_name(start, nothing)
-        if MISSING not in (verdict, word) and word in (NOTICED, REFUSED):
-            everything = [p for p, _ in variant]
-            if not observe(place, name, _arguments(place, name, everything)).missing:
-                found.update({p: found.get(p, word) for p in everything})
-                continue
-        for parameter, kind in variant:
-            if kind == "needed":
-                found.setdefault(parameter, word)
-            elif parameter not in found and verdict != MISSING:
-                seen = observe(place, name, _arguments(place, name, [*needs, parameter]))
-                found[parameter] = _of_parameter(seen, start)
-    return Row(name, verdict, found, base.raised or "; ".join(base.said))
+    for (needs, _), word in zip(bases, words, strict=True):
+        for parameter in needs:
+            if ORDER.index(word) < ORDER.index(found.get(parameter, MISSING)) or word == MISSING:
+                found[parameter] = word
+    wanted = dict.fromkeys(p for variant in variants for p, _ in variant if p not in found)
+    everything = _arguments(place, name, [*starts[0], *wanted])
+    if verdict in (NOTICED, REFUSED) and not observe(place, name, everything).missing:
+        return Row(name, verdict, dict.fromkeys([*found, *wanted], verdict), bases[0][1].why)
+    for parameter in wanted if verdict != MISSING else ():
+        tried = []
+        for needs, base in bases:
+            seen = observe(place, name, _arguments(place, name, [*needs, parameter]))
+            tried.append(_of_parameter(seen, base))
+            if tried[-1] in (CARRIED, NOTICED):
+                break
+        found[parameter] = min(tried, key=PREFERRED.index)
+    return Row(name, verdict, found, bases[0][1].why)
 
 
 def _arguments(
@@ -157,39 +169,34 @@ def examine_all(inventory: Mapping[str, Any], only: str = "") -> dict[str, list[
             }
             rows = pool.map(lambda item: examine(place, *item, nothing), asked.items())  # noqa: B023
             tables[title] = [_reasoned(title, row, used) for row in rows]
-    unused = [key for key in (*data.IDLE, *data.NOT_PUBLIC) if key not in used]
+    unused = [key for key in (*data.IDLE, *data.NOT_PUBLIC, *data.OPEN) if key not in used]
     if unused and not only:
-        raise SystemExit(f"names_samples.py: without use: {', '.join(unused)}")
+        print(f"names_samples.py: without use: {', '.join(unused)}", file=sys.stderr)
     return tables
 
 
 def _reasoned(title: str, row: Row, used: set[str]) -> Row:
-    verdict = row.verdict
-    if verdict == SILENT and _listed(data.IDLE, title, row.name, used):
-        verdict = IDLE
-    parameters = {
-        name: IDLE
-        if word == SILENT and _listed(data.IDLE, title, f"{row.name}.{name}", used)
-        else word
-        for name, word in row.parameters.items()
-    }
-    return row._replace(verdict=verdict, parameters=parameters)
+    words = {row.name: row.verdict}
+    words.update({f"{row.name}({p})": word for p, word in row.parameters.items()})
+    for name, word in words.items():
+        if word == SILENT and _listed(data.IDLE, title, name, used):
+            words[name] = IDLE
+        elif word in (SILENT, MISSING) and _listed(data.OPEN, title, name, used):
+            words[name] = OPEN
+    parameters = {p: words[f"{row.name}({p})"] for p in row.parameters}
+    return row._replace(verdict=words[row.name], parameters=parameters)
 
 
-def _reason_keys(title: str, name: str) -> Iterator[str]:
-    """Keys under which a reason for a name may stand, from the narrowest."""
-    last = name.rpartition(".")[2]
-    yield f"{title}.{name}"
-    if last != name:
-        yield from (f"{title.partition('.')[0]}.{name}", f"{title.partition('.')[0]}:{last}")
+def _reason(reasons: Mapping[str, str], title: str, name: str) -> str | None:
+    """The key under which the reason for a name stands."""
+    return next((key for key in reasons if fnmatchcase(f"{title} {name}", key)), None)
 
 
 def _listed(reasons: Mapping[str, str], title: str, name: str, used: set[str]) -> bool:
-    for key in _reason_keys(title, name):
-        if key in reasons:
-            used.add(key)
-            return True
-    return False
+    key = _reason(reasons, title, name)
+    if key is not None:
+        used.add(key)
+    return key is not None
 
 
 # --- the page -----------------------------------------------------------------------------------
@@ -223,17 +230,20 @@ def _ticked(names: Any) -> str:
 
 
 def _reasons(title: str, rows: list[Row]) -> Iterator[str]:
-    """Why there is nothing to do, once for each reason."""
+    """Why there is nothing to do, or what is open, once for each reason."""
     told: dict[str, list[str]] = {}
     for row in rows:
-        idle = [row.name] if row.verdict == IDLE else []
-        idle += [f"{row.name}.{p}" for p, word in row.parameters.items() if word == IDLE]
-        for name in idle:
-            key = next(key for key in _reason_keys(title, name) if key in data.IDLE)
-            shown = key.rpartition(":")[2] if ":" in key else name
-            names = told.setdefault(data.IDLE[key], [])
-            if shown not in names:
-                names.append(shown)
+        words = {row.name: row.verdict}
+        words.update({f"{row.name}({p})": word for p, word in row.parameters.items()})
+        for name, word in words.items():
+            if word in (IDLE, OPEN):
+                reasons = data.IDLE if word == IDLE else data.OPEN
+                key = _reason(reasons, title, name)
+                assert key is not None
+                shown = key.rpartition("*")[2] if key.startswith("*(") else name
+                names = told.setdefault(reasons[key], [])
+                if shown.strip("()") not in names:
+                    names.append(shown.strip("()") if key.startswith("*(") else shown)
     for reason, names in told.items():
         yield f"- {_ticked(names)}: {reason}"
 
@@ -241,7 +251,8 @@ def _reasons(title: str, rows: list[Row]) -> Iterator[str]:
 def read(text: str) -> dict[str, str]:
     """What a page says: ``TITLE NAME`` or ``TITLE NAME(PARAMETER)`` → verdict."""
     said: dict[str, str] = {}
-    title, columns = "", []
+    title = ""
+    columns: list[str] = []
     for line in text.splitlines():
         ticked = re.findall(r"`([^`]+)`", line)
         if line.startswith("## "):

@@ -70,13 +70,13 @@ def _begun(module: Any) -> Any:
 
 def _log(module: Any, thing: Any) -> None:
     """Log what has been made, if it is something to log."""
-    from zmqtrack.writers.wandb_media import Artifact, Media
+    from zmqtrack.writers.wandb_media import Media
 
     if module.run is None:
         return
     if isinstance(thing, Media):
         module.log({"thing": thing})
-    elif isinstance(thing, Artifact):
+    elif isinstance(thing, module.Artifact):
         module.log_artifact(thing)
 
 

@@ -54,8 +54,8 @@ class Seen(NamedTuple):
     missing: bool
 
     @property
-    def effect(self) -> Any:
-        return self.records, self.answer
+    def why(self) -> str:
+        return self.raised or "; ".join(self.said)
 
 
 # --- in the child -----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ parameter is carried: no sample is the parameter's default.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ def samples(folder: Path) -> dict[str, Any]:
     (tree / "leaf.txt").write_text("leaf")
     config = folder / "config.json"
     config.write_text('{"rate": {"value": 0.5}}')
-    pixels = (numpy.arange(4 * 5 * 3) * 4).reshape(4, 5, 3).astype("uint8")
+    pixels = (numpy.arange(20 * 30 * 3) % 251).reshape(20, 30, 3).astype("uint8")
     planes = numpy.ascontiguousarray(pixels.transpose(2, 0, 1))
     stack = numpy.stack([planes, planes])
+    from zmqtrack.writers.mlflow import entities
+
     ones = numpy.ones((1, 4, 3), "float32")
     counts = numpy.arange(1, 4)
     return {
@@ -62,7 +65,6 @@ def samples(folder: Path) -> dict[str, Any]:
         "experiment_name": "mine",
         "model_id": "m-1",
         "dataset": object(),
-        "run_id": None,
         "config": {"lr": 0.1},
         "status": "FAILED",
         "level": "WARN",
@@ -81,7 +83,7 @@ def samples(folder: Path) -> dict[str, Any]:
         "add_image_with_boxes.dataformats": "CWH",
         "add_images.dataformats": "NCWH",
         "add_video.dataformats": "NTHWC",
-        "box_tensor": numpy.array([[0.0, 0, 3, 3]]),
+        "box_tensor": numpy.array([[0.0, 0, 9, 9]]),
         "labels": ["a"],
         "add_pr_curve.labels": numpy.array([0, 1, 1]),
         "predictions": numpy.array([0.1, 0.6, 0.9]),
@@ -153,9 +155,13 @@ def samples(folder: Path) -> dict[str, Any]:
         "save_kwargs": {"dpi": 40},
         "uri": "sqlite:///elsewhere.db",
         "log_param.value": 0.1,
-        "log_batch.metrics": [],
-        "log_batch.params": [],
-        "log_batch.tags": [],
+        "log_batch.metrics": [entities.Metric("a", 1.0, 1234500, 7)],
+        "log_batch.params": [entities.Param("lr", "0.1")],
+        "log_batch.tags": [entities.RunTag("one", "1")],
+        "log_params.values": {"lr": 0.1},
+        "stream": io.BytesIO(b"bytes"),
+        "update_run.name": "other",
+        "mlflow.add_dict.dictionary": {"a": 1},
         "trace_location": object(),
         # --- W&B
         "data": {"loss": 0.5},
@@ -222,9 +228,91 @@ def samples(folder: Path) -> dict[str, Any]:
     }
 
 
-#: Why a call or a parameter has nothing to do. Keys: ``TITLE.NAME``, ``TITLE.NAME.PARAMETER``,
-#: ``TOOL.NAME.PARAMETER``, or ``TOOL:PARAMETER`` for all calls of a tool.
-IDLE: dict[str, str] = {}
+#: What a call needs although none of its parameters must be given: one of these.
+NEEDS: dict[str, list[list[str]]] = {
+    "mlflow.set_experiment": [["experiment_name"], []],
+    "mlflow.log_image": [["image", "artifact_file"], ["image", "key"], ["image"]],
+    "mlflow.MlflowClient.log_image": [
+        ["run_id", "image", "artifact_file"],
+        ["run_id", "image", "key"],
+        ["run_id", "image"],
+    ],
+    "mlflow.MlflowClient.log_batch": [["run_id", "metrics"]],
+    "mlflow.MlflowClient.update_run": [["run_id", "name"]],
+    "wandb.Histogram": [["sequence"], []],
+    "wandb.Table": [["columns", "data"], ["columns"], []],
+    "wandb.Config.update": [["d"]],
+    "wandb.Summary.update": [["d"]],
+}
 
-#: Names that a module has and that are no part of its interface, and why.
-NOT_PUBLIC: dict[str, str] = {}
+#: Why a call or a parameter has nothing to do. Keys: ``TITLE NAME`` and ``TITLE NAME(PARAMETER)``,
+#: with ``*`` for any text.
+IDLE: dict[str, str] = {
+    "*.SummaryWriter flush": "all is on this machine's disk within 50 ms; it waits for that",
+    "*.FileWriter flush": "all is on this machine's disk within 50 ms; it waits for that",
+    "*.FileWriter reopen": "there is no file to open",
+    "* add_figure(close)": "the figure is closed or not; the picture is the same",
+    "* add_scalar(new_style)": "how TensorBoard stores the number; it shows the same",
+    "* add_scalar(double_precision)": "scalars always keep 64 bits",
+    "mlflow* flush_async_logging": "all is on this machine's disk within 50 ms",
+    "*(synchronous)": "no call waits for a tracker",
+    "mlflow start_run(nested)": "it only allows a run inside another",
+    "wandb.Config update(allow_val_change)": "another value is always allowed, and logged",
+    "wandb.Config persist": "each item is logged when it is set",
+    "wandb* login": "the daemon's adapter has the account",
+    "wandb* setup": "there is no service to start",
+    "wandb* require": "there is nothing to choose",
+    "wandb* termlog": "a message on the terminal; a training that is told less is no different",
+    "wandb* term*": "a message on the terminal",
+    "wandb* unwatch": "nothing is watched",
+    "wandb* mark_preempting": "a killed process loses nothing",
+    "wandb.Artifact *": "it only prepares what `log_artifact` logs",
+    "wandb.Table add_*": "it only prepares what `log` logs",
+    "wandb define_metric(*)": "axes and summaries are chosen in the tracker",
+    "wandb.Run define_metric(*)": "axes and summaries are chosen in the tracker",
+}
+
+#: Names that a module has by the way and that are no part of its interface, and what they are.
+NOT_PUBLIC: dict[str, str] = {
+    "tensorboard [a-z]*": "modules inside tensorboardX",
+    "mlflow LazyLoader": "how MLflow imports its parts",
+    "mlflow maybe_hint_tracing_skill": "a hint for coding agents",
+    "mlflow MLFLOW_CONFIGURE_LOGGING": "a switch of MLflow's own logging",
+    "mlflow legacy_databricks_cli": "inside MLflow",
+    "mlflow mismatch": "inside MLflow",
+    "mlflow ml_package_versions": "inside MLflow",
+    "mlflow typesafe": "inside MLflow",
+    "mlflow set_telemetry_client": "inside MLflow",
+    "mlflow telemetry": "inside MLflow",
+    "mlflow error_classification": "inside MLflow",
+    "mlflow otel": "inside MLflow",
+    "mlflow pytest": "a plug-in of pytest",
+    "wandb analytics": "inside wandb",
+    "wandb proto": "inside wandb",
+    "wandb trigger": "inside wandb",
+    "wandb sagemaker_auth": "inside wandb",
+    "wandb termsetup": "inside wandb",
+    "wandb wandb_agent": "inside wandb",
+    "wandb agents": "inside wandb",
+    "wandb apis": "inside wandb",
+    "wandb.* type_mapping": "how wandb reads its media back",
+    "wandb.* *from_json": "how wandb reads its media back",
+    "wandb.* *to_json": "how wandb writes its media",
+    "wandb.* to_data_array": "how wandb writes its media",
+    "wandb.* with_suffix": "how wandb names its media",
+    "wandb.* get_media_subdir": "how wandb names its media",
+    "wandb.* bind_to_run": "how wandb stores its media",
+    "wandb.* is_bound": "how wandb stores its media",
+    "wandb.* file_is_set": "how wandb stores its media",
+    "wandb.* path_is_reference": "how wandb stores its media",
+    "wandb.Image all_*": "how wandb writes several images",
+    "wandb.* captions": "how wandb writes several images",
+    "wandb.Artifact json_encode": "how wandb stores artifacts",
+    "wandb.plot utils": "inside wandb",
+    "wandb.plot viz": "inside wandb",
+    "wandb.plot custom_chart": "inside wandb",
+}
+
+#: What is known to be missing, or to go unsaid, and what to do instead; it is an error all the
+#: same as soon as anything else is.
+OPEN: dict[str, str] = {}
