@@ -55,13 +55,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from zmqtrack.records import Record, RunKey
 from zmqtrack.rows import DEFINE
 from zmqtrack.wire import Batch
 
 from .base import Adapter, Blocked, Options, TrackerError, Unavailable
+from .patterns import Pattern, filled
 from .probe import folder_to_write
 from .wandb_rows import Row, Rows
 from .wandb_run import FLUSH_INTERVAL, Run
@@ -84,17 +85,6 @@ _OWN = ("tags", "notes", "display_name", "job_type")
 _RESERVED = re.compile(r"(user/)*(_|zmqtrack($|/)|tag\.)")
 
 
-def _check_pattern(pattern: str) -> str:
-    try:
-        pattern.format_map(dict.fromkeys(("experiment", "run", "site", "date"), ""))
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{pattern!r} is no pattern of {{experiment}}, {{run}}, {{site}} and {{date}}: {error}"
-        ) from None
-    return pattern
-
-
-Pattern = Annotated[str, Field(min_length=1), AfterValidator(_check_pattern)]
 Label = Annotated[str, Field(min_length=1, max_length=MAX_TAG)]
 
 
@@ -422,11 +412,10 @@ class WandBAdapter(Adapter):
         import wandb
 
         given, told = self.options, run.memo
-        fields = {
-            **run.key._asdict(),
-            "date": time.strftime("%Y-%m-%d", time.gmtime(told["since"])),
-        }
-        project = (given.project or "{experiment}").format_map(fields)
+        project, name, group = (
+            filled(pattern, run.key, told["since"])
+            for pattern in (given.project or "{experiment}", given.name, given.group)
+        )
         try:
             opened = wandb.init(
                 project=re.sub(r"[/\\#?%:]", "-", project)[:MAX_PROJECT],
@@ -434,8 +423,8 @@ class WandBAdapter(Adapter):
                 mode=self._mode,
                 dir=str(self._dir),
                 id=run.id,
-                name=(told["display_name"] or given.name.format_map(fields))[:MAX_NAME],
-                group=given.group.format_map(fields)[:MAX_NAME],
+                name=(told["display_name"] or name)[:MAX_NAME],
+                group=group[:MAX_NAME],
                 job_type=told["job_type"] or given.job_type,
                 notes=told["notes"] or given.notes,
                 resume="allow",
