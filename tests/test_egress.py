@@ -145,10 +145,10 @@ def test_a_run_opens_and_closes_without_its_facts_where_run_is_not_among_the_typ
             run.log_metric("a", 1)
             run.lose("unsupported_thing")
         served.drain()
-        losses = {loss["reason"]: loss["n"] for loss in served.status()["losses"]}
+        counted = {each["reason"]: each["n"] for each in served.status()["not_carried"]}
     lines = read_jsonl(out, *RUN)
     assert [(r["key"], r["value"]) for r in lines] == [("start", {}), ("end", "finished")]
-    assert losses == {"unsupported_thing": 1}
+    assert counted == {"unsupported_thing": 1}
     assert run.held == {"types": 1}
 
 

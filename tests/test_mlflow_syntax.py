@@ -69,9 +69,9 @@ def test_a_step_is_cut_to_an_integer(spool: Spooled, mlflow: Any, step: Any, kep
     "arguments",
     [
         *[{"value": v} for v in (None, "abc", [1.0], {}, 1j, np.array([1, 2]), 10**400)],
-        *[{"step": s} for s in ("3", "x", [1], float("nan"))],
+        *[{"step": s} for s in ("x", [1], float("nan"))],
         *[{"timestamp": t} for t in (-1, "1500")],
-        *[{"key": k} for k in ("", None, 5, ("t",), "line\n")],
+        *[{"key": k} for k in (None, 5, ("t",))],
     ],
 )
 def test_what_mlflow_refuses_raises_its_exception(
