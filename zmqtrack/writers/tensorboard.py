@@ -143,7 +143,7 @@ class SummaryWriter(Uncarried):
             )
             self._begin = partial(init, *self.run.key, self.run.address)
             lost = [part for part, name in names.items() if getattr(self.run.key, part) != name]
-            if not given or any(names[part] for part in lost):
+            if given and any(names[part] for part in lost):
                 self.run.set_tag("log_dir", self.log_dir)
         if write_to_disk:
             _make_folder(self.log_dir)
