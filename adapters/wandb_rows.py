@@ -94,9 +94,16 @@ class Rows:
             row = None
         if row is None or not row.takes(column, step, on_axis):
             row = Row(stream, time, whole=batch.header.rows > 0)
-            self._rows.append(row)
+            self._rows.insert(self._place(time), row)
             self._latest[stream, time] = row
         return row
+
+    def _place(self, time: float) -> int:
+        """Where a new row belongs: last, but in a later batch behind those of its time."""
+        place = len(self._rows)
+        while self._parted and place and self._rows[place - 1].time > time:
+            place -= 1
+        return place
 
     def _last(self) -> Row | None:
         return self._rows[-1] if self._rows else None
@@ -110,8 +117,6 @@ class Rows:
             self._parted = True
             return []
         rows = self._rows
-        if self._parted:  # a later batch may have begun a row between two of an earlier one
-            rows = sorted(rows, key=lambda row: row.time)
         left = rows[-1:] if ends == ROWS_LAST_OPEN else []
         self._parted = bool(left)
         rows = rows[: len(rows) - len(left)]

@@ -244,11 +244,16 @@ class WandBRun:
                     yield row, between
                 row, between = readers_wandb.columns(record), []
                 assert row["_step"] > last, "W&B drops a row whose _step goes back"
-                last = row["_step"]
+                last, captions = row["_step"], {}
+                for key, value in row.pop("zmqtrack/summary", {}).items():
+                    row[f"summary/{key}"] = value
                 for key, value in row.items():
                     if isinstance(value, dict) and "path" in value:
                         file = folder / "files" / value["path"]
                         row[key] = (value["_type"], file.read_bytes())
+                        if "caption" in value:
+                            captions[f"{key}.caption"] = value["caption"]
+                row.update(captions)
         if row:
             yield row, between
 
@@ -261,6 +266,16 @@ class WandBRun:
                 if not key.startswith(("_", "zmqtrack/"))
             ]
             for row, _ in self.history
+        ]
+
+    def strings(self) -> list[Seen]:
+        """The columns that hold a string, and the captions of images, in order."""
+        odd = ("NaN", "Infinity", "-Infinity")
+        return [
+            one
+            for row in self.rows()
+            for one in row
+            if isinstance(one.value, str) and one.value not in odd
         ]
 
     def noted(self, what: str) -> list[tuple[Seen, list[Any]]]:

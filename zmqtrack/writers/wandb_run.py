@@ -177,7 +177,8 @@ class WandBWriter:
         self._keys = self.zmq_run._keys
         self._append_row = self.zmq_run._append_row
         self._begin_row = self.zmq_run.rows.begun.append
-        self._open: float | None = None  # the time of the row that the next call adds to
+        self._open: float | None = None  # the time of the row that the next call may add to
+        self._open_step = 0
         self._defined = Axes()
         self._axes: Axes | None = None  # the same, once a metric has an axis
         labels = {
@@ -237,12 +238,11 @@ class WandBWriter:
         row, when = self.step, self._open
         if step is not None:
             row = _as_step("log", step) if step.__class__ is not int else step
-            if row != self.step:
-                when = None
-                if row > self.step:
-                    if self._open is not None:
-                        self._end_row()
-                    self.step = row
+            if row > self.step:
+                self.step = row
+        if when is not None and row != self._open_step:
+            self._end_row()
+            when = None
         if when is None:
             when = _now()
         entries: list[Entry] = []
@@ -268,9 +268,9 @@ class WandBWriter:
                 self._append_row(entries)
                 self.step += 1
                 return
-            if not ends and row == self.step:
+            if not ends:
                 if self._open is None:
-                    self._open = when
+                    self._open, self._open_step = when, row
                     self._begin_row(when)
                 self._append_row(entries)
                 return
@@ -290,10 +290,7 @@ class WandBWriter:
         try:
             self._log_others(numbers, others, row, when)
         finally:
-            if row != self.step:  # it goes back: a row of its own
-                self.zmq_run.rows.end(when)
-            else:
-                self._open = when
+            self._open, self._open_step = when, row
             if ends:
                 self._end_row()
         if ends:
