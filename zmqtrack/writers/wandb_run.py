@@ -679,6 +679,9 @@ class WandBWriter:
         """Not carried."""
         lose(self.zmq_run, "log_code", "code is not collected; use log_artifact")
 
+    def _label(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do; frameworks say with it who they are."""
+
     def mark_preempting(self) -> None:
         """Nothing to do: a killed process loses nothing."""
 

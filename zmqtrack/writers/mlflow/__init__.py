@@ -90,6 +90,7 @@ is_tracking_uri_set = _default.is_tracking_uri_set
 create_experiment = _default.create_experiment
 get_experiment = _default.get_experiment
 get_experiment_by_name = _default.get_experiment_by_name
+search_experiments = _default.search_experiments
 get_artifact_uri = _default.get_artifact_uri
 flush_async_logging = _default.flush_async_logging
 

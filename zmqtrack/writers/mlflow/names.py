@@ -33,7 +33,7 @@ ASKS = frozenset({
     "get_active_model_id", "get_active_trace_id", "get_assessment", "get_current_active_span",
     "get_last_active_trace_id", "get_logged_model", "get_trace", "get_workspace",
     "import_checkpoints", "last_logged_model", "list_workspaces", "load_prompt", "load_table",
-    "search_experiments", "search_logged_models", "search_model_versions", "search_prompts",
+    "search_logged_models", "search_model_versions", "search_prompts",
     "search_registered_models", "search_runs", "search_sessions", "search_traces",
 })  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -24,6 +25,8 @@ _STATUSES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
 #: Runs of this process that have ended, of which ``get_run`` still knows.
 MAX_ENDED = 1000
 
+#: A filter of ``search_experiments`` that asks for one experiment by its name.
+_ONE_NAME = re.compile(r"""\s*(?:attributes?\.)?name\s*=\s*(['"])(.+)\1\s*""")
 _READ_IT = (
     "read that where the tracker is, with mlflow.MlflowClient(tracking_uri=…) of the package mlflow"
 )
@@ -233,6 +236,17 @@ class MLflowWriter(Files):
     def get_experiment_by_name(self, name: str) -> Experiment | None:
         """The same."""
         return Experiment(name)
+
+    def search_experiments(self, *args: Any, **kwargs: Any) -> list[Experiment]:
+        """The experiment of one name, for ``filter_string="name = 'NAME'"``, as above.
+
+        Raises:
+            MlflowException: any other question, which only a tracker can answer.
+        """
+        asked = _ONE_NAME.fullmatch(str(kwargs.get("filter_string")))
+        if asked is None:
+            raise refused("search_experiments", _READ_IT)
+        return [Experiment(asked[2])]
 
     def get_artifact_uri(self, artifact_path: str | None = None) -> str:
         """A name of what the active run logged: ``zmqtrack:/EXPERIMENT/RUN/SITE/PATH``.
