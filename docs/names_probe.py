@@ -6,6 +6,7 @@ there. Nobody listens at the daemon's address: no call depends on one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import inspect
@@ -14,6 +15,7 @@ import logging
 import os
 import re
 import select
+import shutil
 import signal
 import tempfile
 import time
@@ -72,9 +74,12 @@ class _Said(logging.Handler):
 
 
 def _observe(
-    place: Place, name: str, arguments: Callable[[dict[str, Any]], Any], every: Iterable[str]
+    folder: Path,
+    place: Place,
+    name: str,
+    arguments: Callable[[dict[str, Any]], Any],
+    every: Iterable[str],
 ) -> Seen:
-    folder = Path(tempfile.mkdtemp(prefix="names-"))
     os.chdir(folder)
     os.environ["ZMQTRACK_SPOOL_DIR"] = str(folder / "spool")
     said = _Said()
@@ -207,6 +212,7 @@ def observe(
     every: Iterable[str] = (),
 ) -> Seen:
     """What a call does; ``arguments`` makes its keyword arguments of the samples."""
+    folder = Path(tempfile.mkdtemp(prefix="names-"))
     out, into = os.pipe()
     child = os.fork()
     if not child:
@@ -215,13 +221,16 @@ def observe(
             for number in (0, 1, 2):
                 os.dup2(null, number)
             os.setsid()
-            seen = json.dumps(_observe(place, name, arguments, every)).encode()
+            seen = json.dumps(_observe(folder, place, name, arguments, every)).encode() + b"\n"
             while seen:
                 seen = seen[os.write(into, seen) :]
         finally:
             os._exit(0)
     os.close(into)
-    return _collect(child, out, time.monotonic() + PATIENCE)
+    try:
+        return _collect(child, out, time.monotonic() + PATIENCE)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def warm_up() -> None:
@@ -239,16 +248,17 @@ def warm_up() -> None:
 
 def _collect(child: int, out: int, deadline: float) -> Seen:
     data = b""
-    while True:
+    while not data.endswith(b"\n"):
         ready, _, _ = select.select([out], [], [], max(0, deadline - time.monotonic()))
         piece = os.read(out, 1 << 20) if ready else b""
         data += piece
         if not piece:
             break
     os.close(out)
-    if not data.endswith(b"]"):
-        os.kill(child, signal.SIGKILL)
+    # What the call began, and the child too if it does not end: setsid made them one group.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    if not data.endswith(b"]"):
+    if not data.endswith(b"\n"):
         return Seen([], [], [], "the call did not come back", "", False)
     return Seen(*json.loads(data))
