@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parent))
 
 import names_samples as data
+from differences import DIFFERENCES
 from names_places import PLACES
 from names_probe import Place, Seen, observe, warm_up
 
@@ -66,6 +68,11 @@ Other versions may have names that are not here; a name that is not known raises
 `AttributeError`.
 """
 
+OTHERWISE = """\
+The same calls, made with the real tool and here, show the same in that tool's tracker but for what
+follows; a test makes them. *Where* is the script of the test and what was seen, as a pattern.
+"""
+
 
 class Row(NamedTuple):
     """A name, and what becomes of it and of its parameters."""
@@ -89,7 +96,10 @@ def examine(place: Place, name: str, facts: Mapping[str, Any], nothing: Seen) ->
     variants: list[list[list[str]]] = facts["of"] or [[]]
     starts = [[p for p, kind in variant if kind == "needed"] for variant in variants]
     starts = data.NEEDS.get(f"{place.title}.{name}", starts)
-    bases = [(needs, observe(place, name, _arguments(place, name, needs))) for needs in starts]
+    every = dict.fromkeys(p for variant in variants for p, _ in variant)
+    bases = [(n, observe(place, name, _arguments(place, name, n), every)) for n in starts]
+    if facts["kind"] == "class" and bases[0][1].missing and not bases[0][1].raised:
+        return Row(name, ANSWERED, {}, "")  # there, and nobody's to make
     words = [_of_name(base, nothing) for _, base in bases]
     verdict = words[0]
     found: dict[str, str] = {}
@@ -97,9 +107,8 @@ def examine(place: Place, name: str, facts: Mapping[str, Any], nothing: Seen) ->
         for parameter in needs:
             if ORDER.index(word) < ORDER.index(found.get(parameter, MISSING)) or word == MISSING:
                 found[parameter] = word
-    wanted = dict.fromkeys(p for variant in variants for p, _ in variant if p not in found)
-    everything = _arguments(place, name, [*starts[0], *wanted])
-    if verdict in (NOTICED, REFUSED) and not observe(place, name, everything).missing:
+    wanted = [parameter for parameter in every if parameter not in found]
+    if verdict in (NOTICED, REFUSED) and bases[0][1].takes_all:
         return Row(name, verdict, dict.fromkeys([*found, *wanted], verdict), bases[0][1].why)
     for parameter in wanted if verdict != MISSING else ():
         tried = []
@@ -156,7 +165,7 @@ def examine_all(inventory: Mapping[str, Any], only: str = "") -> dict[str, list[
     """By title: the rows; reasons of ``names_samples`` stand where a call did nothing."""
     tables: dict[str, list[Row]] = {}
     used: set[str] = set()
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # each waits for a child
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
         for title, names in inventory["names"].items():
             if not title.startswith(only):
                 continue
@@ -167,12 +176,18 @@ def examine_all(inventory: Mapping[str, Any], only: str = "") -> dict[str, list[
                 for name, facts in names.items()
                 if not _listed(data.NOT_PUBLIC, title, name, used)
             }
-            rows = pool.map(lambda item: examine(place, *item, nothing), asked.items())  # noqa: B023
+            work = [(title, name, facts, nothing) for name, facts in asked.items()]
+            rows = pool.map(_examine, work, chunksize=4)
             tables[title] = [_reasoned(title, row, used) for row in rows]
     unused = [key for key in (*data.IDLE, *data.NOT_PUBLIC, *data.OPEN) if key not in used]
     if unused and not only:
         print(f"names_samples.py: without use: {', '.join(unused)}", file=sys.stderr)
     return tables
+
+
+def _examine(work: tuple[str, str, Mapping[str, Any], Seen]) -> Row:
+    title, *rest = work
+    return examine(PLACES[title], *rest)
 
 
 def _reasoned(title: str, row: Row, used: set[str]) -> Row:
@@ -222,6 +237,9 @@ def page(tables: Mapping[str, list[Row]], versions: Mapping[str, str]) -> str:
         reasons = list(_reasons(title, rows))
         if reasons:
             parts += [*reasons, ""]
+    parts += ["## What a tracker shows otherwise\n", OTHERWISE, "| with | where | why |"]
+    parts += ["| --- | --- | --- |"]
+    parts += [f"| {tool} | `{where.strip()}` | {why} |" for tool, where, why in DIFFERENCES]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -257,6 +275,8 @@ def read(text: str) -> dict[str, str]:
         ticked = re.findall(r"`([^`]+)`", line)
         if line.startswith("## "):
             title = line[3:]
+        elif title == "What a tracker shows otherwise":
+            pass
         elif line.startswith("| call |"):
             columns = [cell.strip() for cell in line.strip("|").split("|")][1:]
         elif line.startswith("| `"):
@@ -277,7 +297,8 @@ def faults(tables: Mapping[str, list[Row]]) -> list[str]:
     for title, rows in tables.items():
         for row in rows:
             words = {row.name: row.verdict}
-            words.update({f"{row.name}({p})": word for p, word in row.parameters.items()})
+            if row.verdict == CARRIED:
+                words.update({f"{row.name}({p})": word for p, word in row.parameters.items()})
             wrong += [f"{title} {n}: {w}" for n, w in words.items() if w in (SILENT, MISSING)]
     return wrong
 

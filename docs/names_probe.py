@@ -6,6 +6,7 @@ there. Nobody listens at the daemon's address: no call depends on one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import inspect
@@ -14,11 +15,12 @@ import logging
 import os
 import re
 import select
+import shutil
 import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +54,7 @@ class Seen(NamedTuple):
     raised: str  #: empty, or the exception's type and text
     answer: str  #: what came back, in short; empty for None
     missing: bool
+    takes_all: bool = False  #: every parameter of the tool's has a place
 
     @property
     def why(self) -> str:
@@ -70,14 +73,19 @@ class _Said(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def _observe(place: Place, name: str, arguments: Callable[[dict[str, Any]], Any]) -> Seen:
-    folder = Path(tempfile.mkdtemp(prefix="names-"))
+def _observe(
+    folder: Path,
+    place: Place,
+    name: str,
+    arguments: Callable[[dict[str, Any]], Any],
+    every: Iterable[str],
+) -> Seen:
     os.chdir(folder)
     os.environ["ZMQTRACK_SPOOL_DIR"] = str(folder / "spool")
     said = _Said()
     logging.getLogger("zmqtrack").addHandler(said)
     raised = answer = ""
-    missing = False
+    missing = takes_all = False
     before = 0
     module = importlib.import_module(WRITERS + place.tool)
     values = samples.samples(folder)
@@ -95,6 +103,7 @@ def _observe(place: Place, name: str, arguments: Callable[[dict[str, Any]], Any]
                 pass
             elif callable(found):
                 keywords = arguments(values)
+                takes_all = _binds(found, {**dict.fromkeys(every), **keywords})
                 if _binds(found, keywords):
                     back = found(**keywords)
                     answer = _short(back, module)
@@ -112,6 +121,7 @@ def _observe(place: Place, name: str, arguments: Callable[[dict[str, Any]], Any]
     return Seen(
         records, lost, said.lines[before:] + [str(w.message) for w in warned if _ours(w)],
         raised.replace(str(folder), "FOLDER"), answer.replace(str(folder), "FOLDER"), missing,
+        takes_all,
     )  # fmt: skip
 
 
@@ -195,9 +205,32 @@ def _recorded(spools: Path) -> tuple[list[Any], list[str]]:
 # --- in the parent ----------------------------------------------------------------------------
 
 
-def observe(place: Place, name: str, arguments: Callable[[dict[str, Any]], Any]) -> Seen:
+def observe(
+    place: Place,
+    name: str,
+    arguments: Callable[[dict[str, Any]], Any],
+    every: Iterable[str] = (),
+) -> Seen:
     """What a call does; ``arguments`` makes its keyword arguments of the samples."""
-    return collect(begin(place, name, arguments))
+    folder = Path(tempfile.mkdtemp(prefix="names-"))
+    out, into = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            null = os.open(os.devnull, os.O_RDWR)
+            for number in (0, 1, 2):
+                os.dup2(null, number)
+            os.setsid()
+            seen = json.dumps(_observe(folder, place, name, arguments, every)).encode() + b"\n"
+            while seen:
+                seen = seen[os.write(into, seen) :]
+        finally:
+            os._exit(0)
+    os.close(into)
+    try:
+        return _collect(child, out, time.monotonic() + PATIENCE)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def warm_up() -> None:
@@ -213,40 +246,19 @@ def warm_up() -> None:
     os.environ["ZMQTRACK_ADDRESS"] = NOBODY
 
 
-def begin(place: Place, name: str, arguments: Callable[[dict[str, Any]], Any]) -> Any:
-    """Start the child that makes a call; :func:`collect` has its result."""
-    out, into = os.pipe()
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            null = os.open(os.devnull, os.O_RDWR)
-            for number in (0, 1, 2):
-                os.dup2(null, number)
-            os.setsid()
-            seen = json.dumps(_observe(place, name, arguments)).encode()
-            while seen:
-                seen = seen[os.write(into, seen) :]
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(into)
-    return child, out, time.monotonic() + PATIENCE
-
-
-def collect(begun: Any) -> Seen:
-    child, out, deadline = begun
+def _collect(child: int, out: int, deadline: float) -> Seen:
     data = b""
-    while True:
+    while not data.endswith(b"\n"):
         ready, _, _ = select.select([out], [], [], max(0, deadline - time.monotonic()))
         piece = os.read(out, 1 << 20) if ready else b""
         data += piece
         if not piece:
             break
     os.close(out)
-    if not data.endswith(b"]"):
-        os.kill(child, signal.SIGKILL)
+    # What the call began, and the child too if it does not end: setsid made them one group.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    if not data.endswith(b"]"):
+    if not data.endswith(b"\n"):
         return Seen([], [], [], "the call did not come back", "", False)
     return Seen(*json.loads(data))
