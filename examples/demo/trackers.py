@@ -147,13 +147,18 @@ def _tally_row(history: Any, tally: Tally) -> None:
             row.setdefault(key, {})[inner[0]] = value
         else:
             row[key] = value
+    step = row.get("zmqtrack/step")
+    for key, value in row.pop("zmqtrack/summary", {}).items():
+        tally.metric(f"summary/{key}", value, step)
     for key, value in row.items():
         if key.startswith(("_", "zmqtrack/")):
             continue
         if isinstance(value, dict):
             tally.more(kinds[value["_type"]])
+        elif isinstance(value, str) and value not in ("NaN", "Infinity", "-Infinity"):
+            tally.more("text")
         else:
-            tally.metric(key, value, row.get("zmqtrack/step"))
+            tally.metric(key, value, step)
 
 
 def _wandb_records(path: Path) -> Iterator[Any]:
