@@ -133,13 +133,13 @@ def test_top_fits_into_whatever_size_the_terminal_has(served: Daemon) -> None:
         assert "more" not in shown.screen
         shown.resize(80, 24)
         shown.wait(lambda: shown.screen.count("site-") == 12, "all sites in 80 by 24")
-        for word in ("state", "rate", "records", "step", "spooled", "lag", "retries", "jsonl"):
+        for word in ("state", "records/s", "records", "step", "waiting", "lag", "retries", "jsonl"):
             assert word in shown.screen
         shown.resize(44, 14)
         shown.wait_for("… and")
         visible = shown.screen.count("site-")
         assert f"… and {12 - visible} more" in shown.screen and 1 <= visible < 12
-        assert {"site", "state", "rate"} <= set(shown.screen.split())
+        assert {"site", "state", "records/s"} <= set(shown.screen.split())
         assert "last seen" not in shown.screen and "jsonl" in shown.screen
         shown.resize(20, 6)
         shown.wait(lambda: "last seen" not in shown.screen and "site" in shown.screen, "a rest")

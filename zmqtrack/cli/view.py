@@ -115,7 +115,11 @@ class View:
         width = options.max_width
         # Within a live display of several, Rich tells a part no height.
         height = options.height or (console.height if console.is_alt_screen else None)
-        head = _wrapped(_head(facts, trouble, since), console, width)
+        first, second, *reasons = _head(facts, trouble, since)
+        reasons = _wrapped(reasons, console, width)
+        if height is not None:
+            reasons = reasons[: max(1, height // 3)]
+        head = [_cut(first, width), _cut(second, width), *reasons]
         yield from head
         yield ""
         if self._help:
