@@ -187,7 +187,7 @@ def test_a_truncated_journal_keeps_what_is_intact(
         os.truncate(state / name, size * number // PLACES)
         saved.append(_check_journal(state, caplog))
         shutil.rmtree(state)
-    assert sum(saved) > 0.2 * PLACES * BATCHES
+    assert sum(saved) > 0.15 * PLACES * BATCHES  # pages of small tables stand before the batches
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def test_a_spool_whose_disk_stays_full_keeps_memory_bounded_and_counts_what_it_g
     for step in range(3000):
         run.log_text("note", "x" * 10_000, step=step)
     held = sum(len(entry[1]) for entry in list(run._buffer) if isinstance(entry[1], str))
-    held += sum(len(body) for _, _, body, _ in run._sender._unspooled)
+    held += sum(len(each.body) for each in run._sender._unspooled)
     assert held < 8 << 20  # of 30 MB that were logged
     disk.grow()
     with daemon([jsonl(out)], control=nobody) as served:

@@ -237,13 +237,19 @@ class MLflowWriter(Files):
         """The same."""
         return Experiment(name)
 
-    def search_experiments(self, *args: Any, **kwargs: Any) -> list[Experiment]:
+    def search_experiments(
+        self,
+        view_type: int = 1,
+        max_results: int | None = None,
+        filter_string: str | None = None,
+        order_by: list[str] | None = None,
+    ) -> list[Experiment]:
         """The experiment of one name, for ``filter_string="name = 'NAME'"``, as above.
 
         Raises:
             MlflowException: any other question, which only a tracker can answer.
         """
-        asked = _ONE_NAME.fullmatch(str(kwargs.get("filter_string")))
+        asked = _ONE_NAME.fullmatch(filter_string or "")
         if asked is None:
             raise refused("search_experiments", _READ_IT)
         return [Experiment(asked[2])]
