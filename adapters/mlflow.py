@@ -12,9 +12,11 @@ param     param. Its 2nd, 3rd … value: tag ``param.KEY.N``; a value that it ha
           nothing. Too long: shortened, the whole at ``params/KEY.txt`` (``KEY.N.txt``).
 tag       tag; too long: shortened, the whole at ``tags/KEY.txt``. ``description`` and ``notes``
           are the run's description too; ``parent_run`` puts it below the run of that name
-text      a key with an extension and no step is a PATH; without both ``text/KEY.txt``, where
-          more of it is appended; with a step ``text/KEY/STEP-MS-HASH.txt``
-image     the same for a PATH; otherwise as ``log_image`` names it, which MLflow's page reads
+text      a key with an extension and no step is a PATH, and so is what follows ``./`` in one;
+          without both ``text/KEY.txt``, where more of it is appended; with a step
+          ``text/KEY/STEP-MS-HASH.txt``
+image     the same for a PATH, in the format that its extension says; otherwise as ``log_image``
+          names it, which MLflow's page reads
 histogram ``histograms/KEY/STEP-MS-HASH.json``
 artifact  its key is the PATH
 log       ``logs/KEY.txt``, appended; every MiB goes on in ``KEY.2.txt``, ``KEY.3.txt`` …
@@ -72,6 +74,8 @@ MAX_METRICS, METRIC_BYTES = 800, 600_000
 MAX_PAIRS, PAIR_BYTES = 100, 180_000
 #: An appended file is sent again with each addition; at this size another one begins.
 PART_BYTES = 1 << 20
+#: Longer side of the small image that MLflow's page shows, in pixels.
+PREVIEW = 256
 #: Our copy of an appended file is dropped when it had no addition for so long (seconds).
 PART_AGE = 7 * 86400
 #: Facts about the process that become tags.
@@ -286,7 +290,9 @@ class MLflowAdapter(Adapter):
     def _on_text(self, record: Record, ms: int, pending: _Pending) -> None:
         suffix = PurePosixPath(record.key).suffix
         is_path = EXTENSION.fullmatch(suffix) is not None
-        if record.step is not None:
+        if record.step is None and record.key.startswith("./"):
+            self._put(pending.run, record.key.removeprefix("./") or ".", record.value.encode())
+        elif record.step is not None:
             name = series(record, ms, record.value.encode())
             path = f"text/{record.key}/{name}{suffix if is_path else '.txt'}"
             self._put(pending.run, path, record.value.encode(), owner=None)
@@ -297,7 +303,7 @@ class MLflowAdapter(Adapter):
 
     def _on_image(self, record: Record, ms: int, pending: _Pending) -> None:
         if record.step is None and _IMAGE.fullmatch(PurePosixPath(record.key).suffix):
-            self._put(pending.run, record.key, record.value)
+            self._put(pending.run, record.key, _as_named(record.key, record.value))
             return
         whole, small = _renditions(record)
         # The names that MlflowClient.log_image makes, but with a UUID that is the content's.
@@ -452,6 +458,24 @@ class MLflowAdapter(Adapter):
             raise
 
 
+def _as_named(key: str, data: bytes) -> bytes:
+    """An image in the format that its name's extension says, where Pillow can make it so."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    wanted = Image.registered_extensions().get(PurePosixPath(key).suffix.lower())
+    made = BytesIO()
+    try:
+        with Image.open(BytesIO(data)) as image:
+            if wanted in (None, image.format):
+                return data
+            image.save(made, wanted)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return data  # unreadable, or JPEG has no such pixels
+    return made.getvalue()
+
+
 def _renditions(record: Record) -> tuple[bytes, bytes]:
     """The image as PNG, and as the small WebP that MLflow's page shows."""
     from io import BytesIO
@@ -467,7 +491,13 @@ def _renditions(record: Record) -> tuple[bytes, bytes]:
             else:
                 image.save(whole, "PNG")
             reduced = image.convert("RGBA" if "A" in image.getbands() else "RGB")
-            reduced.thumbnail((256, 256))
+            scale = PREVIEW / max(image.size)  # smaller ones are enlarged, as MLflow does
+            reduced = reduced.resize(
+                (
+                    max(1, int(image.width * scale)),
+                    max(1, int(image.height * scale)),
+                )
+            )
             reduced.save(small, "WEBP")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Refused(f"image {record.key!r} cannot be read: {error}") from error

@@ -264,7 +264,7 @@ def _values(data_type: str, record: Record, partly: Counter[str]) -> list[Any]:
     key, value = record.key, record.value
     match data_type:
         case "text":
-            return [_text(key, value)]
+            return [_text(f"{key}/text_summary", value)]  # as SummaryWriters call it
         case "image":
             return [_image(key, value, partly)]
         case "histogram":

@@ -257,10 +257,12 @@ def check_all_types(site: Site) -> None:
     said = {path: content for path, content in files.items() if path.startswith("text/said/7-")}
     assert [said[path] for path in sorted(said)] == [b"a", b"b"]
     assert sorted(said)[0].startswith("text/said/7-1700000000125-")
-    for path, kind in (("val~digit+step+3+timestamp+#+#.png", "PNG"),
-                       ("val~digit+step+3+timestamp+#+#+compressed.webp", "WEBP")):  # fmt: skip
+    for path, kind, size in (
+        ("val~digit+step+3+timestamp+#+#.png", "PNG", (8, 4)),
+        ("val~digit+step+3+timestamp+#+#+compressed.webp", "WEBP", (256, 128)),
+    ):
         with Image.open(BytesIO(shown[f"images/{path}"])) as image:
-            assert (image.format, image.size) == (kind, (8, 4))
+            assert (image.format, image.size) == (kind, size)
     assert json.loads(shown["histograms/w/1/5-#.json"]) == {
         "key": "w/1", "step": 5, "time": T, "counts": [1, 2], "edges": [0.0, 1.0, 2.0],
     }  # fmt: skip

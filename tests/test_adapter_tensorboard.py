@@ -137,7 +137,7 @@ def test_numbers_that_are_not_finite_survive(adapter: TensorBoardAdapter, tmp_pa
 @pytest.mark.parametrize(
     ("data_type", "key", "value", "tag", "shown"),
     [
-        ("text", "notes", "# a *title*", "notes", "# a *title*"),
+        ("text", "notes", "# a *title*", "notes/text_summary", "# a *title*"),
         ("param", "lr", 0.1, "param/lr", "0.1"),
         ("param", "opt", "adam", "param/opt", "adam"),
         ("param", "layers", {"a": [1, None]}, "param/layers", '{"a": [1, null]}'),

@@ -699,7 +699,7 @@ def as_texts_of_the_type(seen: TensorBoardRun, site: Site, facts: list[Fact]) ->
 def as_a_text(seen: TensorBoardRun, site: Site, facts: list[Fact]) -> None:
     others = starting(seen.texts, "run/", "param/", "tag/", "artifact/", "log/")
     assert {tag: texts for tag, texts in seen.texts.items() if tag not in others} == by_key(
-        [Seen(f.key, f.value, f.step or 0, f.time) for f in facts]
+        [Seen(f"{f.key}/text_summary", f.value, f.step or 0, f.time) for f in facts]
     )
 
 

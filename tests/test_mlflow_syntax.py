@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import sys
 from decimal import Decimal
@@ -110,7 +111,8 @@ def test_long_values_odd_params_and_uneven_tables_are_kept(spool: Spooled, mlflo
         mlflow.log_stream(io.BytesIO(b"stream"), "s.bin")
     params = {key: value for key, value, _ in spool.values("param")}
     assert params == {"long": "x" * 100_000, "none": None, "object": "3"}
-    assert tags(spool) == {"number": "5"}
+    tables = [{"path": "t.json", "type": "table"}]
+    assert tags(spool) == {"number": "5", "mlflow.loggedArtifacts": json.dumps(tables)}
     assert [value[2] for _, value, _ in spool.values("artifact")] == [b"stream"]
 
 

@@ -501,7 +501,7 @@ def test_events_that_somebody_made_are_logged(spool: Spooled, tmp_path: Path) ->
         ("torch", 1.5, 3), ("new", 2.5, 3), ("X", 3.5, 3), ("event", 4.5, 8),
     ]  # fmt: skip
     assert [m.time for m in spool.of("metric")][::3] == [4.0, 9.0]
-    assert spool.values("text") == [("note/text_summary", "hello", 1)]
+    assert spool.values("text") == [("note", "hello", 1)]
     assert len(spool.of("image")) == len(spool.of("histogram")) == 1
     assert spool.values("param") == [("lr", 0.1, None), ("bs", "x", None)]
     assert losses(spool) == {"unsupported_add_summary": 1, "unsupported_add_event": 1}

@@ -297,6 +297,7 @@ def test_mlflows_functions_log_to_the_active_run(spool: Spooled, mlflow: Any) ->
         ("opt", "sgd", None),
     ]
     tags = {key: value for key, value, _ in spool.values("tag")}
+    assert "table.json" in tags.pop("mlflow.loggedArtifacts")
     assert tags == {"a": "1", "b": "True", "c": "d", "description": "what it is"}
     texts = {key: value for key, value, _ in spool.values("text")}
     assert texts["notes/a.txt"] == "hi"

@@ -33,6 +33,7 @@ __all__ = [
     "hook_exits",
     "live",
     "status_after",
+    "tell_at_exit",
 ]
 
 #: Runs to be finished at exit. Strong references: a run that the program forgot is still sent.
@@ -40,6 +41,9 @@ live: set[Run] = set()
 
 #: Seconds beyond the runs' own time-outs after which a process that a signal ends is gone.
 GRACE = 5.0
+
+#: Records that runs left which ended without waiting, by the command that sends them.
+_left: dict[str, list[int]] = {}
 
 _status = "finished"
 _hooked = False
@@ -97,8 +101,24 @@ def _finish_all(status: str | None = None) -> None:
         sender.wait()
 
 
+def tell_at_exit(command: str, records: int) -> None:
+    """A run has ended without waiting, and left ``records`` that ``command`` sends."""
+    _left.setdefault(command, []).append(records)
+
+
+def _tell_left() -> None:
+    for command, left in _left.items():
+        print(
+            f"zmqtrack: {sum(left)} records of {len(left)} more runs, which ended after one had "
+            f"waited in vain, were kept too; `{command}` sends what is still there",
+            file=sys.stderr,
+        )
+    _left.clear()
+
+
 def _finish_at_exit() -> None:
     _finish_all()
+    _tell_left()
     if _signal is not None:
         _die(_signal)  # else the process would end as if nothing had been
 
@@ -120,6 +140,7 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 def _end_by(number: int) -> None:
     try:
         _finish_all("killed")
+        _tell_left()
     finally:
         _die(number)
 
@@ -180,6 +201,7 @@ def after_fork() -> None:
     global _process, _signal
     for run in live:
         run._after_fork()
+    _left.clear()
     _process, _signal = os.getpid(), None
 
 

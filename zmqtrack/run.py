@@ -22,7 +22,15 @@ import msgpack
 
 from . import fork, keys, wire  # noqa: F401 -- fork: for what it arranges
 from .control import DEFAULT_ADDRESS, check_address
-from .ending import await_death, end_with_thread, hook_end_of_child, hook_exits, live, status_after
+from .ending import (
+    await_death,
+    end_with_thread,
+    hook_end_of_child,
+    hook_exits,
+    live,
+    status_after,
+    tell_at_exit,
+)
 from .errors import RunFinished
 from .facts import about_process
 from .histogram import summarise
@@ -203,6 +211,7 @@ class Run:
     _state = State.OPEN
     _append: Callable[[Entry], None]
     _said_spelling = False
+    _hurried = False  # it ends without waiting: another has just waited in vain
 
     def __init__(
         self,
@@ -475,7 +484,9 @@ class Run:
 
         What could not be delivered stays in the spool, and one line says so, with the command
         that sends it. The next run does too that logs from the same folder to the same address,
-        with the same key. A second call does nothing.
+        with the same key. Where a run of this process has just waited for an answer in vain, this
+        one does not wait, and a line at the end of the process tells what was left. A second call
+        does nothing.
 
         Raises:
             ValueError: the status is not one of finished, failed, killed.
@@ -493,13 +504,18 @@ class Run:
             if before is State.OPEN:
                 ours = os.getpid() == self._owner  # and not a child's, which ends nothing
                 last = ("end", status, None, _now(), "run") if ours else None
-                timeout = self.exit_timeout if timeout is None else timeout
+                if timeout is None:
+                    timeout = self._sender.patience(self.exit_timeout)
+                    self._hurried = timeout < self.exit_timeout
                 self._sender.stop(time.monotonic() + timeout, last)
         live.discard(self)
         return before is State.OPEN
 
     def _wait_for_end(self) -> None:
-        if left := self._sender.wait():
+        left = self._sender.wait()
+        if left and self._hurried:
+            tell_at_exit(self._sender.how_to_send, left)
+        elif left:
             key = " with that key" if self._options["key"] else ""
             print(
                 f"zmqtrack: {left} records of run {self.key.run!r} (site {self.key.site!r}) are "

@@ -59,6 +59,10 @@ ADOPT_INTERVAL = 30.0
 SILENCE = 10.0
 _silent: set[tuple[Path, str]] = set()
 
+#: Where a run has waited in vain at its end, the next ones do not wait, for so many seconds.
+VAIN = 60.0
+_in_vain: dict[tuple[Path, str], float] = {}  # since when (monotonic)
+
 #: Stands for an address that a person has to fill in.
 ANY_ADDRESS = "tcp://HOST:PORT"
 
@@ -120,6 +124,7 @@ class Sender(threading.Thread):
         self._unspooled: list[_Packed] = []  # the disk refused it
         self._flushes: collections.deque[threading.Event] = collections.deque()
         self._deadline: float | None = None
+        self._patient = False  # at the end, with the daemon
         self._last: Entry | None = None
         self._on_quiet = on_quiet
         self._quiet = False  # each call wakes us
@@ -175,6 +180,15 @@ class Sender(threading.Thread):
         self._deadline = deadline
         self.wake()
 
+    def patience(self, most: float) -> float:
+        """Seconds to wait at the end: none where a run has just waited ``most`` for nobody.
+
+        A program that opens and closes many would stand still for each of them.
+        """
+        just_now = time.monotonic() - _in_vain.get(self._place, -math.inf) < VAIN
+        self._patient = most > 0 and (self._answered or not just_now)
+        return most if self._patient else 0.0
+
     def wait(self) -> int:
         """Until it has ended after :meth:`stop`; returns the records that remain."""
         if self._deadline is not None:
@@ -223,6 +237,10 @@ class Sender(threading.Thread):
             del _adopters[self._place]
         self._remaining = self._spool.pending() + len(self._buffer)
         self._remaining += sum(each.records for each in self._unspooled)
+        if self._answered:
+            _in_vain.pop(self._place, None)
+        elif self._remaining and self._patient:
+            _in_vain[self._place] = time.monotonic()
         if self._egress and self._egress.pending:
             log.error(
                 "zmqtrack: %s could not be written to the end: of run %s, what had waited for "
@@ -263,11 +281,11 @@ class Sender(threading.Thread):
             self._flushes.extendleft(reversed(flushes))
         if self._own is None:
             self._connect()
-        else:
+        elif not self._is_late:
             self._adopt()
         if self._own:
             self._own.clock = self._clock
-            if not self._own.answered and time.monotonic() > self._silence_due:
+            if not self._answered and time.monotonic() > self._silence_due:
                 self._tell_silence()
         for link in self._links:
             link.pump()
@@ -281,7 +299,10 @@ class Sender(threading.Thread):
             poller.register(link.control, zmq.POLLIN)
         # Without a flush interval callers wake us; the tick is for time-outs then.
         dozing = self._quiet and time.monotonic() - self._busy > QUIET and self._deadline is None
-        ready = dict(poller.poll(int(1000 * (DOZE if dozing else self._interval or 0.05))))
+        interval = DOZE if dozing else self._interval or 0.05
+        if self._last is not None or self._is_late:
+            interval = 0  # it ends
+        ready = dict(poller.poll(int(1000 * interval)))
         if self._wake_read in ready:
             os.read(self._wake_read, 4096)
 
@@ -493,8 +514,16 @@ class Sender(threading.Thread):
     def how_to_send(self) -> str:
         """The command that sends what is left when this process has ended."""
         folder, address = self._place
-        answered = self._own is not None and self._own.answered
-        return send_command(folder, address if answered else ANY_ADDRESS, self._key_file)
+        return send_command(folder, address if self._answered else ANY_ADDRESS, self._key_file)
+
+    @property
+    def _is_late(self) -> bool:
+        """It is to have ended by now."""
+        return self._deadline is not None and time.monotonic() >= self._deadline
+
+    @property
+    def _answered(self) -> bool:
+        return self._own is not None and self._own.answered
 
     def _tell_silence(self) -> None:
         self._silence_due = math.inf
@@ -551,6 +580,7 @@ def after_fork() -> None:
     global _starting
     _starting = threading.RLock()
     _adopters.clear()
+    _in_vain.clear()
     while running:
         running.pop().abandon()
 

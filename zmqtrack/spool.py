@@ -16,7 +16,7 @@ import tempfile
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,13 +123,12 @@ class Spool:
                 f"{directory}: cannot hold the spool: {error.strerror}. Name a folder that can "
                 "be written in ZMQTRACK_SPOOL_DIR"
             ) from error
-        spool = cls(path, lock)
-        spool.address, spool.run = address, run
-        with spool._transaction():  # one fsync, not one for each row
-            spool._db.executemany(
-                "INSERT INTO meta VALUES (?, ?)", [("address", address), *run._asdict().items()]
-            )
-        return spool
+        try:
+            _make(path, {"address": address, **run._asdict()})
+        except (sqlite3.Error, OSError) as error:
+            os.close(lock)
+            raise SpoolError(f"{path}: cannot be used as a spool: {error}") from error
+        return cls(path, lock)
 
     @classmethod
     def open(cls, path: Path) -> Spool:
@@ -373,11 +372,13 @@ class Spool:
 
     def close(self) -> None:
         """Release it; when all of it has been delivered the files go too."""
-        empty = self.pending() == 0
-        self._db.close()
-        if empty:
+        if empty := self.pending() == 0:
+            # First, so that SQLite need not bring to disk what nobody needs.
             for path in (self.path, *(Path(f"{self.path}{end}") for end in ("-wal", "-shm"))):
                 path.unlink(missing_ok=True)
+            self._db.execute("PRAGMA synchronous=OFF")
+        self._db.close()
+        if empty:
             _lock_path(self.path).unlink(missing_ok=True)
         lock, self._lock = self._lock, -1
         os.close(lock)
@@ -410,6 +411,25 @@ def send_command(directory: Path, address: str, key_file: Path | None = None) ->
     if key_file is not None:
         words += ["--key", str(key_file)]
     return shlex.join(words)
+
+
+def _make(path: Path, meta: Mapping[str, str]) -> None:
+    """An outbox that holds nothing yet, brought to disk at once and not table by table."""
+    with contextlib.closing(damage.connect(path)) as db:
+        db.execute("PRAGMA locking_mode=EXCLUSIVE")
+        db.execute("PRAGMA synchronous=OFF")
+        db.execute("PRAGMA journal_mode=MEMORY")
+        db.execute("BEGIN")
+        for statement in _SCHEMA.split(";"):
+            db.execute(statement)
+        db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+        db.execute("COMMIT")
+        db.execute("PRAGMA journal_mode=WAL")
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _is_whole(row: tuple[Any, ...]) -> bool:

@@ -97,8 +97,9 @@ class FileWriter:
                 number = (tensor.float_val or tensor.double_val)[0]
                 writer.add_scalar(value.tag, number, step, walltime)
             case "tensor" if plugin == "text":
+                tag = value.tag.removesuffix("/text_summary")  # which add_text has given it
                 for text in tensor.string_val:
-                    writer.add_text(value.tag, text, step, walltime)
+                    writer.add_text(tag, text, step, walltime)
             case "image":
                 image = bytes(value.image.encoded_image_string)
                 writer.add_image(value.tag, image, step, walltime)

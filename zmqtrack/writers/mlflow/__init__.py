@@ -24,7 +24,8 @@ arguments ``experiment=``, ``run=`` and ``site=`` of ``MLflowWriter`` come befor
 **What differs.** The tracker is chosen where the daemon runs, so ``set_tracking_uri`` has no effect
 and says so. There is one stack of active runs in the process, not one in each thread. A step that
 was not given stays none (MLflow then shows 0). Runs have names, not random ids: to begin anew, give
-another name. A param may be logged again with another value. What only the tracker knows
+another name. A param may be logged again with another value; one that is an array, a tensor or a
+tuple is, in every tracker, the text that MLflow makes of it. What only the tracker knows
 (``search_runs``, the metrics of ``get_run`` …) raises ``MlflowException``, which says where to read
 it. Datasets, traces, autologging and the registry are not carried: the first such call says so,
 all are counted, none raises. :mod:`.names` has the lists.

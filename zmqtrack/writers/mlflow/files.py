@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from ...image import image_format
 from ...run import Run, _plain
-from .._common import also_called
-from .exceptions import invalid
+from .._common import also_called, lose
+from .tables import Table
 from .values import as_seconds, as_step, in_range, log_bytes
+
+if TYPE_CHECKING:
+    from .writer import ActiveRun
 
 __all__ = ["Files", "Image"]
 
@@ -33,9 +35,14 @@ class Files:
     def _run(self, run_id: str | None = None) -> Run:
         raise NotImplementedError
 
+    def _target(self, run_id: str | None = None) -> ActiveRun:
+        raise NotImplementedError
+
     @also_called(artifact_file_path="artifact_file")
     def log_text(self, text: str, artifact_file: str, run_id: str | None = None) -> None:
         """Log text as a file (NVFLARE's name for it is ``artifact_file_path``)."""
+        if isinstance(artifact_file, str) and not PurePosixPath(artifact_file).suffix:
+            artifact_file = f"./{artifact_file}"  # a path, though it does not look like one
         self._run(run_id).log_text(artifact_file, text)
 
     def log_dict(
@@ -53,18 +60,17 @@ class Files:
         self.log_text(text, artifact_file, run_id)
 
     def log_table(self, data: Any, artifact_file: str, run_id: str | None = None) -> None:
-        """Log a table, a dictionary of columns or a data frame, as MLflow's JSON for tables."""
-        if hasattr(data, "to_dict"):
-            data = data.to_dict(orient="list")
-        if not isinstance(data, Mapping):
-            name = type(data).__name__
-            raise invalid(f"a table must be a dictionary of columns, not {name}", TypeError)
-        columns = {
-            str(name): cells if isinstance(cells, (list, tuple)) else [cells]
-            for name, cells in data.items()
-        }
-        rows = [list(row) for row in itertools.zip_longest(*columns.values())]
-        self.log_dict({"columns": list(columns), "data": rows}, artifact_file, run_id)
+        """Log a table, a dictionary of columns or a data frame, as MLflow's JSON for tables.
+
+        More of a table of this process is added to it, as in MLflow.
+        """
+        active = self._target(run_id)
+        table = active.tables.get(artifact_file, Table())
+        table.extend(data)
+        active.tables[artifact_file] = table
+        self.log_dict(table.as_json(), artifact_file, run_id)
+        paths = [{"path": path, "type": "table"} for path in active.tables]
+        active.set_tags({"mlflow.loggedArtifacts": json.dumps(paths)})
 
     def log_image(
         self,
@@ -157,10 +163,18 @@ class Files:
     ) -> None:
         """Log all that is in a folder, in the folder ``artifact_path``.
 
+        Where there is no such folder nothing is logged, as in MLflow, and the first such call
+        says so.
+
         Raises:
-            OSError: it is no folder, or cannot be read.
+            OSError: a file in it cannot be read.
         """
         run = self._run(run_id)
-        for path in sorted(Path(local_dir).iterdir()):
+        try:
+            paths = sorted(Path(local_dir).iterdir())
+        except OSError as error:
+            lose(run, "log_artifacts", f"{local_dir}: {error.strerror}")
+            return
+        for path in paths:
             name = f"{artifact_path.strip('/')}/{path.name}" if artifact_path else path.name
             run.log_artifact(path, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 
 from ...arrays import is_array, to_host
 from ...records import as_number
-from ...run import MAX_STEP, MIN_STEP, Run
+from ...run import MAX_STEP, MIN_STEP, Run, _plain
 from .._common import note
 from .exceptions import invalid
 
-__all__ = ["as_seconds", "as_step", "as_value", "in_range", "log_bytes"]
+__all__ = ["as_param", "as_seconds", "as_step", "as_value", "in_range", "log_bytes"]
 
 
 def as_value(key: str, value: Any) -> float:
@@ -29,6 +30,24 @@ def as_value(key: str, value: Any) -> float:
             return float(value)
         except (TypeError, ValueError, OverflowError):
             raise invalid(error, TypeError) from None
+
+
+def as_param(value: Any) -> Any:
+    """What has, as text, the text that MLflow keeps of ``value``: itself, nearly always.
+
+    A number of NumPy's stays a number, of the digits that are shown. An array, a tensor and a tuple
+    are text.
+    """
+    if value is None or value.__class__ in (bool, int, float, str):
+        return value
+    text = str(value)
+    with contextlib.suppress(TypeError):  # what cannot be carried otherwise
+        if str(_plain(value, fallback=str)) == text:
+            return value
+    with contextlib.suppress(ValueError):
+        if getattr(value, "shape", None) == () and str(float(text)) == text:
+            return float(text)
+    return text
 
 
 def as_step(key: str, step: Any) -> int | None:

@@ -16,7 +16,8 @@ from .entities import Experiment, RunData, RunInfo, RunStatus, Unread
 from .entities import Run as RunEntity
 from .exceptions import invalid, refused
 from .files import Files, Image
-from .values import as_seconds, as_step, as_value
+from .tables import Table
+from .values import as_param, as_seconds, as_step, as_value
 
 __all__ = ["ActiveRun", "Image", "MLflowWriter", "RunOperations"]
 
@@ -59,10 +60,12 @@ class ActiveRun(RunEntity):
         #: What this process has logged to it, as text.
         self.params: dict[str, str] = {}
         self.tags = self.data.tags.copy()
+        #: The tables that it has logged, by path: more of one is appended to it.
+        self.tables: dict[str, Table] = {}
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         for key, value in params.items():
-            self._record(self.zmq_run.log_param, key, value, self.params)
+            self._record(self.zmq_run.log_param, key, as_param(value), self.params)
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         for key, value in tags.items():
@@ -249,7 +252,7 @@ class MLflowWriter(Files):
         Raises:
             MlflowException: any other question, which only a tracker can answer.
         """
-        asked = _ONE_NAME.fullmatch(filter_string or "")
+        asked = _ONE_NAME.fullmatch(str(filter_string))
         if asked is None:
             raise refused("search_experiments", _READ_IT)
         return [Experiment(asked[2])]
@@ -453,13 +456,14 @@ class MLflowWriter(Files):
         return ActiveRun(self, run)
 
     def _open(self, run_id: str) -> ActiveRun:
-        """Go on with the run of this name."""
-        own = {**self._own, "run": run_id}
+        """Go on with the run of this name: that of this process, if there was one."""
+        before = self._ended.pop(run_id, None)
+        own = {**self._own, "run": run_id, **(before.zmq_run.key._asdict() if before else {})}
         tools = {"experiment": self._experiment}
         run = begin(own, tools, tags={}, exact=True, address=self._address)
         active = ActiveRun(self, run)
-        if (before := self._ended.pop(run_id, None)) is not None:
-            active.params, active.tags = before.params, before.tags
+        if before is not None:
+            active.params, active.tags, active.tables = before.params, before.tags, before.tables
         return active
 
     def _activate(self, active: ActiveRun) -> ActiveRun:
