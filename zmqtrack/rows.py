@@ -30,22 +30,19 @@ class Rows:
     """A run's rows, as its writer tells them to its sender; a row is named by its time.
 
     ``together``: records of one time are a row. A row that is appended at once needs no more. Of
-    another the writer appends to ``begun`` before its first record, and calls :meth:`end` after
-    its last.
+    another the writer appends to ``begun`` before its first record, and sets ``ended`` after its
+    last.
     """
 
     def __init__(self) -> None:
         self.together = False
         self.begun: collections.deque[float] = collections.deque()
-        self._ended: float | None = None
+        self.ended: float | None = None
         self._whole: float | None = None  # the row that had ended when the sender began to take
-
-    def end(self, when: float) -> None:
-        self._ended = when
 
     def before_taking(self) -> None:
         """By the sender: a row that has ended by now will be taken whole."""
-        self._whole = self._ended
+        self._whole = self.ended
 
     def cut(self, records: list[Entry], limit: int) -> Iterator[list[Entry]]:
         """Parts of ``limit`` records; up to twice as many where a row would be cut."""

@@ -21,8 +21,8 @@ from typing import Any
 from ..arrays import describe, is_array
 from ..records import Entry, as_number
 from ..rows import DEFINE, Axes
+from ..run import BUFFER_RECORDS, _as_step, _plain
 from ..run import Run as ZMQRun
-from ..run import _as_step, _plain
 from ._common import begin, disabled_run, join, leave, lose, note
 from .wandb_artifact import Artifact
 from .wandb_config import Config, Summary, as_dict
@@ -176,7 +176,8 @@ class WandBWriter:
         self._last = self.summary._items
         self._keys = self.zmq_run._keys
         self._append_row = self.zmq_run._append_row
-        self._begin_row = self.zmq_run.rows.begun.append
+        self._rows = self.zmq_run.rows
+        self._begin_row = self._rows.begun.append
         self._open: float | None = None  # the time of the row that the next call may add to
         self._open_step = 0
         self._defined = Axes()
@@ -240,10 +241,10 @@ class WandBWriter:
             row = _as_step("log", step) if step.__class__ is not int else step
             if row > self.step:
                 self.step = row
-        if when is not None and row != self._open_step:
-            self._end_row()
-            when = None
-        if when is None:
+        is_new = when is None or row != self._open_step
+        if is_new:
+            if when is not None:
+                self._rows.ended, self._open = when, None
             when = _now()
         entries: list[Entry] = []
         others: list[tuple[str, Any]] | None = None
@@ -264,15 +265,17 @@ class WandBWriter:
             entries.append((key, number, row, when, "metric"))
         ends = step is None if commit is None else commit
         if others is None and self._axes is None and entries:  # the usual case
-            if ends and self._open is None:
-                self._append_row(entries)
-                self.step += 1
-                return
-            if not ends:
-                if self._open is None:
+            if is_new or not ends:
+                if ends:
+                    self.step += 1
+                elif is_new:
                     self._open, self._open_step = when, row
                     self._begin_row(when)
-                self._append_row(entries)
+                run = self.zmq_run
+                if len(entries) == 1 and len(run._buffer) < BUFFER_RECORDS:
+                    run._append(entries[0])
+                else:
+                    self._append_row(entries)
                 return
         self._log_parted(entries, others or [], row, when, bool(ends))
 
@@ -310,8 +313,7 @@ class WandBWriter:
 
     def _end_row(self) -> None:
         if self._open is not None:
-            self.zmq_run.rows.end(self._open)
-            self._open = None
+            self._rows.ended, self._open = self._open, None
 
     def _sort(
         self,
