@@ -28,6 +28,7 @@ from .wandb_artifact import Artifact
 from .wandb_config import Config, Summary, as_dict
 from .wandb_errors import Error, UsageError
 from .wandb_media import Html, Media, Table
+from .wandb_real import as_ours
 from .wandb_values import carried_key, friendly, is_number
 
 __all__ = ["Metric", "WandBWriter"]
@@ -236,16 +237,18 @@ class WandBWriter:
             data = metrics
         if data.__class__ is not dict and not isinstance(data, Mapping):
             raise TypeError(f"wandb.log must be passed a dictionary, not {describe(data)}")
-        row, when = self.step, self._open
+        row, opened = self.step, self._open
         if step is not None:
             row = _as_step("log", step) if step.__class__ is not int else step
             if row > self.step:
                 self.step = row
-        is_new = when is None or row != self._open_step
-        if is_new:
-            if when is not None:
-                self._rows.ended, self._open = when, None
+        if opened is None:
             when = _now()
+        elif row == self._open_step:
+            when = opened
+        else:
+            self._rows.ended, self._open = opened, None
+            when, opened = _now(), None
         entries: list[Entry] = []
         others: list[tuple[str, Any]] | None = None
         for key, value in data.items():
@@ -264,19 +267,19 @@ class WandBWriter:
             self._last[key] = value
             entries.append((key, number, row, when, "metric"))
         ends = step is None if commit is None else commit
-        if others is None and self._axes is None and entries:  # the usual case
-            if is_new or not ends:
-                if ends:
-                    self.step += 1
-                elif is_new:
-                    self._open, self._open_step = when, row
-                    self._begin_row(when)
-                run = self.zmq_run
-                if len(entries) == 1 and len(run._buffer) < BUFFER_RECORDS:
-                    run._append(entries[0])
-                else:
-                    self._append_row(entries)
-                return
+        usual = others is None and self._axes is None and entries
+        if usual and (opened is None or not ends):
+            if ends:
+                self.step += 1
+            elif opened is None:
+                self._open, self._open_step = when, row
+                self._begin_row(when)
+            run = self.zmq_run
+            if len(entries) == 1 and len(run._buffer) < BUFFER_RECORDS:
+                run._append(entries[0])
+            else:
+                self._append_row(entries)
+            return
         self._log_parted(entries, others or [], row, when, bool(ends))
 
     def _log_parted(
@@ -325,7 +328,7 @@ class WandBWriter:
         media: list[tuple[str, Any]],
     ) -> None:
         """Numbers, which may be axes of the others, are logged before those."""
-        value = friendly(value)
+        value = friendly(as_ours(value))
         if isinstance(value, Mapping):
             for inner, part in value.items():
                 self._sort(f"{key}.{inner}", part, row, when, numbers, media)
@@ -376,6 +379,7 @@ class WandBWriter:
             )
 
     def _log_list(self, key: str, values: list[Any], step: int, when: float) -> None:
+        values = [as_ours(value) for value in values]
         if len(values) == 1 and isinstance(values[0], Media):
             values[0].log_to(self.zmq_run, key, step, when)
         elif values and all(isinstance(value, Media) for value in values):
@@ -683,6 +687,8 @@ class WandBWriter:
 
     def _label(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to do; frameworks say with it who they are."""
+
+    _telemetry_callback = _label
 
     def mark_preempting(self) -> None:
         """Nothing to do: a killed process loses nothing."""
