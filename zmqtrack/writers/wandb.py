@@ -38,14 +38,17 @@ several Images              images ``KEY.0``, ``KEY.1`` …; likewise any list o
 matplotlib figure, PIL      image
 Histogram, array, tensor    histogram (an array of one number: metric)
 Html, plotly figure         text ``KEY.html``
-Table, data frame           text ``KEY.md``, a Markdown table; Images and the like in its cells:
-                            ``KEY/ROW/COLUMN``, which the cell names
+Table, data frame           text ``KEY.md``, a Markdown table, numbers at the right; Images and
+                            the like in its cells: ``KEY/ROW/COLUMN``, which the cell names
 ``wandb.plot`` …            its Table, and the text ``KEY.chart`` that says which chart it was for
-other list, set             text: its JSON
+other list, set             text ``KEY.json``: its JSON
 dates, enums, dataclasses … as W&B writes them: text, or their values
 Video, Audio, … of a file   artifact ``KEY.EXTENSION``; others are counted as not carried
 None                        counted as not carried
 =========================== ======================================================================
+
+In W&B what was logged under ``KEY`` stands there again under ``KEY``: the page, the table, the
+list, and several images as one list.
 
 ``define_metric(name, step_metric=)``: from then on the metric's step is that metric's value in the
 same row, or the last one before. ``config``: each item is a param. ``summary``: W&B shows it as
@@ -53,7 +56,8 @@ the run's last values. A number that is assigned is the metric ``summary/KEY`` w
 (every tracker shows a metric's last value and sorts runs by it, and the prefix keeps it from
 adding a point to the curve of that name); all else is the tag ``summary/KEY``. ``tags``,
 ``notes``, ``job_type`` and ``entity`` are tags, and so is ``run.name`` that is changed later
-(``display_name``). Files in ``run.dir`` are artifacts when the run finishes.
+(``display_name``), and the code of ``finish`` where it is neither 0 nor 1 (``exit_code``). Files
+in ``run.dir`` are artifacts when the run finishes.
 
 ``sync_tensorboard=True``, and ``wandb.tensorboard.patch``: a ``SummaryWriter`` of zmqtrack that is
 made later in this process logs into the W&B run.

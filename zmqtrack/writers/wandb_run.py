@@ -387,7 +387,7 @@ class WandBWriter:
                 value.log_to(self.zmq_run, f"{key}.{number}", step, when)
         else:
             text = json.dumps(_plain(values, fallback=str), ensure_ascii=False)
-            self.zmq_run.log_text(key, text, step, when)
+            self.zmq_run.log_text(f"{key}.json", text, step, when)
 
     # --- axes ---------------------------------------------------------------------------------
 
@@ -703,7 +703,7 @@ class WandBWriter:
         self.zmq_run.flush()
 
     def finish(self, exit_code: int | None = None, quiet: bool | None = None) -> None:
-        """End the run: finished, or failed if ``exit_code`` is not 0."""
+        """End the run: finished, or failed if ``exit_code`` is not 0; another than 1 is a tag."""
         for forget in self.ended:
             forget(self)
         leave(self.zmq_run)
@@ -711,6 +711,8 @@ class WandBWriter:
         self._log_files()
         atexit.unregister(self._log_files)
         if self._owns_run:
+            if exit_code not in (None, 0, 1) and not self.zmq_run.finished:
+                self.zmq_run.set_tag("exit_code", exit_code)
             self.zmq_run.finish("failed" if exit_code else "finished")
         else:
             self.zmq_run.flush()
