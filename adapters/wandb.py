@@ -7,9 +7,11 @@ metric    a history row; columns ``zmqtrack/step`` (the x axis: steps may repeat
           ``_timestamp`` (W&B's own column, with the writer's time), ``zmqtrack/id``. Metrics
           of one step and time that come together share a row. ``summary/KEY`` without a step
           sets the summary, and is in the column ``zmqtrack/summary``
-text      Html: as it is where the key ends in ``.html``, else escaped in ``<pre>``; a plain
-          string where it was logged in a row (and is no ``.html`` or ``.md``)
-image     Image, the writer's bytes; in a format that W&B does not show: PNG; no image: artifact
+text      Html: as it is where the key ends in ``.html``, else escaped in ``<pre>``. Where it was
+          logged in a row: a plain string; but ``KEY.html`` is Html, ``KEY.md`` that is a table
+          a Table, ``KEY.json`` the value itself, all under ``KEY``
+image     Image, the writer's bytes; in a format that W&B does not show: PNG; no image: artifact.
+          ``KEY.0``, ``KEY.1`` … of a row are a list under ``KEY``
 histogram Histogram; bins are merged until W&B's 512 hold them
 artifact  a file Artifact ``RUNID-KEY`` whose metadata tells key, step, time and run
 log       the Logs tab; a row ``zmqtrack/log`` notes the key
@@ -17,7 +19,8 @@ param     config (the last value; W&B's JSON has no NaN and no bytes: those beco
 tag       config ``tag.KEY``; without a value also a W&B tag, where W&B takes it (64 long).
           ``tags``, ``notes``, ``display_name`` and, as long as the run is not open, ``job_type``
           set W&B's own; ``define/PATTERN`` defines a metric, ``summary/KEY`` sets the summary
-run       config ``zmqtrack``; at the end a row ``zmqtrack/end`` and an exit code
+run       config ``zmqtrack``; at the end a row ``zmqtrack/end`` and an exit code (that of the
+          tag ``exit_code``, of a failed run)
 ========= ====================================================================================
 
 What a tool that logs in rows logged in one call is one row, its images and texts too. Records of
@@ -40,7 +43,6 @@ them in order of their start. What W&B would forget then stands in ``DIR/zmqtrac
 
 from __future__ import annotations
 
-import html
 import io
 import json
 import logging
@@ -66,14 +68,12 @@ from .patterns import Pattern, filled
 from .probe import folder_to_write
 from .wandb_rows import Row, Rows
 from .wandb_run import FLUSH_INTERVAL, Run
+from .wandb_values import as_logged, page
 
 __all__ = ["WandBAdapter"]
 
 #: W&B's limits: bins of a histogram, characters of a tag and of a project's name.
 MAX_BINS, MAX_TAG, MAX_PROJECT, MAX_NAME = 512, 64, 128, 128
-
-#: Endings of texts that are pages, and no strings, though they were logged in a row.
-FORMATTED = (".html", ".md")
 
 EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255, "left": 255}
 #: Image formats that W&B shows; the file is kept as it is.
@@ -245,13 +245,14 @@ class WandBAdapter(Adapter):
         elif batch.type == "run":
             for place, record in enumerate(batch):
                 if record.key == "start":
-                    run.memo["exit"] = None
+                    run.memo["exit"] = run.memo["exit_code"] = None
                     if record.value:  # without facts: it was taken for dead, and goes on
                         facts = {**batch.run._asdict(), "start": _plain(record.value)}
                         run.configure({"zmqtrack": facts})
                 elif record.key == "end":
                     self._publish(run, run.rows.take())
-                    run.memo["exit"] = EXIT_CODES.get(record.value, 1)
+                    told = run.memo["exit_code"] if record.value == "failed" else None
+                    run.memo["exit"] = told or EXIT_CODES.get(record.value, 1)
                     self._announce(run, batch.part(place, place + 1))
         elif batch.type in ("artifact", "log"):
             self._announce(run, batch)
@@ -291,8 +292,10 @@ class WandBAdapter(Adapter):
             if record.step is not None or not record.key.startswith("summary/"):
                 return column, record.value
             return "zmqtrack/summary", {record.key.removeprefix("summary/"): record.value}
-        if batch.type == "text" and batch.header.rows and not record.key.endswith(FORMATTED):
-            return column, record.value
+        if batch.type == "text" and batch.header.rows:
+            key, media = as_logged(record.key, record.value)
+            column = _column(key)
+            return column, run.bind(column, media) if hasattr(media, "to_json") else media
         media = getattr(self, f"_{batch.type}")(record.key, record.value)
         return column, None if media is None else run.bind(column, media)
 
@@ -346,6 +349,8 @@ class WandBAdapter(Adapter):
             if isinstance(facts, dict):
                 run.define(key.removeprefix(DEFINE), facts)
                 return True
+        elif key == "exit_code" and re.fullmatch(r"-?\d{1,9}", value):
+            run.memo["exit_code"] = int(value)
         elif key.startswith("summary/"):
             run.summarise(key.removeprefix("summary/"), value)
         elif key in _OWN:
@@ -367,11 +372,7 @@ class WandBAdapter(Adapter):
                 run.artifact(record, Path(file.name))
 
     def _text(self, key: str, value: str) -> Any:
-        import wandb
-
-        if not key.endswith(".html"):
-            value = f"<pre>{html.escape(value, quote=False)}</pre>"
-        return wandb.Html(value, inject=False, data_is_not_path=True)
+        return page(key, value)
 
     def _image(self, key: str, value: bytes) -> Any:
         import wandb

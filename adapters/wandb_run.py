@@ -235,7 +235,10 @@ class Run:
             if row.whole and row.step is not None and step < row.step < MAX_OWN_STEP:
                 step = row.step
             self.memo["step"] = step + 1
-            columns = {"_timestamp": row.time, **_captioned(row.columns), "zmqtrack/id": row.id()}
+            columns = _captioned(row.columns)
+            if row.whole:
+                columns = _listed(columns)
+            columns = {"_timestamp": row.time, **columns, "zmqtrack/id": row.id()}
             if row.step is not None:
                 columns["zmqtrack/step"] = row.step
             requests.append((step, columns))
@@ -343,7 +346,8 @@ def _new_memo() -> dict[str, Any]:
     """What is remembered of a run: what W&B would forget when it is opened again."""
     return {
         "config": {}, "labels": [], "others": [], "tags": [], "notes": "", "display_name": "",
-        "job_type": "", "summary": {}, "define": {}, "exit": None, "step": 0, "rows": [],
+        "job_type": "", "summary": {}, "define": {}, "exit": None, "exit_code": None,
+        "step": 0, "rows": [],
     }  # fmt: skip
 
 
@@ -354,6 +358,30 @@ def _captioned(columns: dict[str, Any]) -> dict[str, Any]:
         if isinstance(image, dict) and image.get("_type") == "image-file":
             columns = {**columns, key.removesuffix(".caption"): {**image, "caption": columns[key]}}
             del columns[key]
+    return columns
+
+
+def _listed(columns: dict[str, Any]) -> dict[str, Any]:
+    """Put the images ``KEY.0``, ``KEY.1`` … of a row into one list under ``KEY``, as W&B has it."""
+    for base in [key[:-2] for key in columns if key.endswith(".0")]:
+        images: list[dict[str, Any]] = []
+        while isinstance(image := columns.get(f"{base}.{len(images)}"), dict):
+            if image.get("_type") != "image-file":
+                break
+            images.append(image)
+        if len(images) < 2 or base in columns:
+            continue
+        first = images[0]
+        listed: dict[str, Any] = {
+            "_type": "images/separated",
+            **{fact: first.get(fact) for fact in ("width", "height", "format")},
+            "count": len(images),
+            "filenames": [image["path"] for image in images],
+        }
+        if "caption" in first:
+            listed["captions"] = [image.get("caption") for image in images]
+        merged = {f"{base}.{number}" for number in range(len(images))}
+        columns = {k: v for k, v in columns.items() if k not in merged} | {base: listed}
     return columns
 
 

@@ -16,6 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import zmqtrack
 from harness import Daemon
+from zmqtrack.writers import wandb_real
+
+# Some tests use the real package, or an adapter that does, beside the writer.
+wandb_real.leave_alone()
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As in the background of a shell; what we start would ignore Ctrl-C, too.

@@ -123,7 +123,7 @@ def test_a_row_that_ends_while_the_sender_takes_is_not_called_whole_before_it_is
     one.before_taking()
     one.begun.append(1.0)
     taken = [("a", 1.0, 0, 1.0, "metric")]
-    one.end(1.0)  # behind the taking: its other records come with the next turn
+    one.ended = 1.0  # behind the taking: its other records come with the next turn
     assert one.ends([("metric", taken)]) == [ROWS_LAST_OPEN]
     one.before_taking()
     assert one.ends([("image", [("i", b"", 0, 1.0, "image")])]) == [ROWS_WHOLE]

@@ -548,8 +548,8 @@ def test_each_kind_of_value_has_its_place(spool: Spooled, wandb: Any, tmp_path: 
         "note": "text",
         "image.caption": "black",
         "page.html": "<b>hi</b>",
-        "table.md": "| a | b\\|c |\n| --- | --- |\n| 1 | x |\n| 2 | None |",
-        "list": '[1, "two", null]',
+        "table.md": "| a | b\\|c |\n| ---: | --- |\n| 1 | x |\n| 2 | None |",
+        "list.json": '[1, "two", null]',
         "clip.caption": "c",
     }
     images = {key: size(value) for key, value, _ in spool.values("image")}

@@ -225,4 +225,7 @@ def _cell(folder: Path, value: Any) -> Any:
         data = (folder / "files" / value["path"]).read_bytes()
         more = {k: v for k, v in value.items() if k in ("caption", "ncols", "nrows")}
         return value["_type"], content(data), more
+    if "filenames" in value:
+        files = [content((folder / "files" / name).read_bytes()) for name in value["filenames"]]
+        return value["_type"], files, {k: v for k, v in value.items() if k != "filenames"}
     return {k: _cell(folder, v) for k, v in value.items() if k not in ("sha256", "size")}

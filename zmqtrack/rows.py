@@ -13,6 +13,7 @@ what else a tool defines of a metric.
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Iterator, Sequence
 
 from .records import Entry
@@ -30,22 +31,19 @@ class Rows:
     """A run's rows, as its writer tells them to its sender; a row is named by its time.
 
     ``together``: records of one time are a row. A row that is appended at once needs no more. Of
-    another the writer appends to ``begun`` before its first record, and calls :meth:`end` after
-    its last.
+    another the writer appends to ``begun`` before its first record, and sets ``ended`` after its
+    last.
     """
 
     def __init__(self) -> None:
         self.together = False
         self.begun: collections.deque[float] = collections.deque()
-        self._ended: float | None = None
+        self.ended: float | None = None
         self._whole: float | None = None  # the row that had ended when the sender began to take
-
-    def end(self, when: float) -> None:
-        self._ended = when
 
     def before_taking(self) -> None:
         """By the sender: a row that has ended by now will be taken whole."""
-        self._whole = self._ended
+        self._whole = self.ended
 
     def cut(self, records: list[Entry], limit: int) -> Iterator[list[Entry]]:
         """Parts of ``limit`` records; up to twice as many where a row would be cut."""
@@ -71,12 +69,13 @@ class Rows:
             del begun[: begun.index(self._whole) + 1]
         self.begun.extendleft(reversed(begun))
         places = [place for place, (data_type, _) in enumerate(parts) if data_type in IN_ROWS]
-        reach, seen = -1, set[float]()  # the last batch that goes on with a row of an earlier one
+        # The last batch with a row that is no later than one before it: rows are in order.
+        reach, latest = -1, -math.inf
         for place in places if len(places) > 1 else ():
-            times = {entry[3] for entry in parts[place][1]}
-            if not times.isdisjoint(seen):
+            times = [entry[3] for entry in parts[place][1]]
+            if min(times) <= latest:
                 reach = place
-            seen |= times
+            latest = max(latest, *times)
         for place in places:
             marks[place] = ROWS_GO_ON if place < reach else ROWS_WHOLE
         if begun and places and max(parts[place][1][-1][3] for place in places) in begun:

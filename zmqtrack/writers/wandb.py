@@ -38,14 +38,17 @@ several Images              images ``KEY.0``, ``KEY.1`` …; likewise any list o
 matplotlib figure, PIL      image
 Histogram, array, tensor    histogram (an array of one number: metric)
 Html, plotly figure         text ``KEY.html``
-Table, data frame           text ``KEY.md``, a Markdown table; Images and the like in its cells:
-                            ``KEY/ROW/COLUMN``, which the cell names
+Table, data frame           text ``KEY.md``, a Markdown table, numbers at the right; Images and
+                            the like in its cells: ``KEY/ROW/COLUMN``, which the cell names
 ``wandb.plot`` …            its Table, and the text ``KEY.chart`` that says which chart it was for
-other list, set             text: its JSON
+other list, set             text ``KEY.json``: its JSON
 dates, enums, dataclasses … as W&B writes them: text, or their values
 Video, Audio, … of a file   artifact ``KEY.EXTENSION``; others are counted as not carried
 None                        counted as not carried
 =========================== ======================================================================
+
+In W&B what was logged under ``KEY`` stands there again under ``KEY``: the page, the table, the
+list, and several images as one list.
 
 ``define_metric(name, step_metric=)``: from then on the metric's step is that metric's value in the
 same row, or the last one before. ``config``: each item is a param. ``summary``: W&B shows it as
@@ -53,10 +56,15 @@ the run's last values. A number that is assigned is the metric ``summary/KEY`` w
 (every tracker shows a metric's last value and sorts runs by it, and the prefix keeps it from
 adding a point to the curve of that name); all else is the tag ``summary/KEY``. ``tags``,
 ``notes``, ``job_type`` and ``entity`` are tags, and so is ``run.name`` that is changed later
-(``display_name``). Files in ``run.dir`` are artifacts when the run finishes.
+(``display_name``), and the code of ``finish`` where it is neither 0 nor 1 (``exit_code``). Files
+in ``run.dir`` are artifacts when the run finishes.
 
 ``sync_tensorboard=True``, and ``wandb.tensorboard.patch``: a ``SummaryWriter`` of zmqtrack that is
 made later in this process logs into the W&B run.
+
+**W&B's own modules.** ``import wandb.plot`` in a script binds the name ``wandb`` to W&B's own
+package, where that is installed: what the script logs with it comes to us all the same
+(:mod:`.wandb_real`), and the first call says so.
 
 **What differs.** Where W&B drops a row whose step goes back, it is kept; where a key is logged
 twice in one row, both values are. ``watch`` and the like have no effect and say so. What needs an
@@ -69,12 +77,14 @@ from __future__ import annotations
 import logging
 import secrets
 import string
+import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import wandb_errors as errors
 from . import wandb_plot as plot
+from . import wandb_real as real
 from ._common import join as _join
 from ._common import note
 from .wandb_artifact import Artifact
@@ -97,7 +107,11 @@ from .wandb_media import (
     box3d,
 )
 from .wandb_plot import plot_table, visualize
-from .wandb_run import Metric, WandBWriter
+from .wandb_run import Metric
+from .wandb_run import WandBWriter as Run
+
+if TYPE_CHECKING:
+    from .wandb_run import WandBWriter
 
 __all__ = [
     "AlertLevel", "Api", "Artifact", "Audio", "Classes", "CommError", "Config", "Error", "Graph",
@@ -112,7 +126,6 @@ __all__ = [
 #: The version of W&B's interface that is mimicked here.
 __version__ = "0.31.0"
 
-Run = WandBWriter
 EvalTable = Table
 #: Libraries that W&B's own module has patched: none.
 patched: dict[str, list[Any]] = {"tensorboard": [], "keras": [], "gym": []}
@@ -137,14 +150,14 @@ class _EarlySummary:
         raise _too_early(f"You must call wandb.init() before wandb.summary[{key!r}]")
 
 
-run: WandBWriter | None = None
+run: Run | None = None
 #: Before ``init``: what is set here, or a dictionary that is put here, becomes the run's config.
 config: Any = Early(_too_early)
 summary: Any = _EarlySummary()
 _patched = False  # wandb.tensorboard.patch was called before init
 
 
-def init(*args: Any, **kwargs: Any) -> WandBWriter:
+def init(*args: Any, **kwargs: Any) -> Run:
     """Begin the run that the module's functions log to; arguments as of :class:`WandBWriter`.
 
     While one is active it is returned; ``reinit=True`` (or ``"finish_previous"``) ends it first,
@@ -153,7 +166,7 @@ def init(*args: Any, **kwargs: Any) -> WandBWriter:
     global run, config, summary
     reinit = kwargs.get("reinit")
     if reinit == "create_new":
-        return WandBWriter(*args, **kwargs)
+        return Run(*args, **kwargs)
     if run is not None:
         if reinit is True or reinit == "finish_previous":
             run.finish()
@@ -161,26 +174,28 @@ def init(*args: Any, **kwargs: Any) -> WandBWriter:
             note("wandb.init", "a run is active; it is returned (reinit=True ends it first)")
             return run
     early = {} if isinstance(config, Config) else as_dict(config)
-    run = WandBWriter(*args, **kwargs)
+    run = Run(*args, **kwargs)
     run.config.setdefaults(early)
     config, summary = run.config, run.summary
+    real.follow(sys.modules[__name__])
     if _patched:
         _join(run.zmq_run)
     return run
 
 
-def _forget(ended: WandBWriter) -> None:
+def _forget(ended: Run) -> None:
     global run, config, summary
     if run is ended:
         if config is not run.config:  # somebody put a dictionary there meanwhile
             run.config.update(config)
         run, config, summary = None, Early(_too_early), _EarlySummary()
+        real.follow(sys.modules[__name__])
 
 
-WandBWriter.ended.append(_forget)
+Run.ended.append(_forget)
 
 
-def _active(name: str) -> WandBWriter:
+def _active(name: str) -> Run:
     if run is None:
         raise Error(f"You must call wandb.init() before wandb.{name}()")
     return run
@@ -211,7 +226,7 @@ def _forward(name: str) -> Callable[..., Any]:
         return getattr(_active(name), name)(*args, **kwargs)
 
     call.__name__ = call.__qualname__ = name
-    call.__doc__ = getattr(WandBWriter, name).__doc__
+    call.__doc__ = getattr(Run, name).__doc__
     return call
 
 
@@ -251,7 +266,7 @@ def require(*args: Any, **kwargs: Any) -> None:
     """Nothing to choose."""
 
 
-def attach(*args: Any, **kwargs: Any) -> WandBWriter:
+def attach(*args: Any, **kwargs: Any) -> Run:
     """The active run: a forked process logs to it as it is.
 
     Raises:
@@ -366,7 +381,7 @@ env = _module("env", MODE="WANDB_MODE", PROJECT="WANDB_PROJECT", NAME="WANDB_NAM
               DISABLED="WANDB_DISABLED", SILENT="WANDB_SILENT")  # fmt: skip
 wandb_sdk = sdk = _module(
     "sdk",
-    wandb_run=_module("sdk.wandb_run", Run=WandBWriter),
+    wandb_run=_module("sdk.wandb_run", Run=Run),
     wandb_config=_module("sdk.wandb_config", Config=Config),
     wandb_summary=_module("sdk.wandb_summary", Summary=Summary),
     lib=_module("sdk.lib", runid=_module("sdk.lib.runid", generate_id=generate_id)),
@@ -378,6 +393,9 @@ tensorboard = tensorflow = _module("tensorboard", patch=_patch, unpatch=_unpatch
 
 
 def __getattr__(name: str) -> Any:
+    if name == "WandBWriter":  # who takes it uses it, and the real wandb beside it if at all
+        real.leave_alone()
+        return Run
     if name in ("keras", "sklearn", "xgboost", "catboost", "lightgbm", "gym", "sacred", "jupyter"):
         raise AttributeError(
             f"{__name__} has no {name!r}: W&B's integrations call the real package; log what they "
@@ -386,3 +404,6 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(
         f"{__name__} has no {name!r}: it carries what W&B logs to a run, and nothing else"
     )
+
+
+real.watch(sys.modules[__name__])

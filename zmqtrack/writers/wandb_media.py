@@ -15,6 +15,7 @@ from ..histogram import summarise
 from ..image import encode_image
 from ..run import Run as ZMQRun
 from ._common import lose
+from .wandb_values import is_number
 
 __all__ = [
     "Audio", "Classes", "Graph", "Histogram", "Html", "Image", "JoinedTable", "Media", "Molecule",
@@ -98,7 +99,13 @@ class Histogram(Media):
             counts, edges = np_histogram
             self.summary = summarise({"counts": counts, "edges": edges})
         else:
-            self.summary = summarise([] if sequence is None else sequence, num_bins)
+            try:
+                self.summary = summarise([] if sequence is None else sequence, num_bins)
+            except ValueError:
+                if sequence is None or len(sequence):
+                    raise
+                edges = [place / num_bins for place in range(num_bins + 1)]  # as NumPy has them
+                self.summary = summarise({"counts": [0] * num_bins, "edges": edges})
         self.histogram: list[float] = self.summary["counts"]
         self.bins: list[float] = self.summary["edges"]
 
@@ -121,7 +128,7 @@ class Html(Media):
         self.html = data
 
     def log_to(self, run: ZMQRun, key: str, step: int | None, time: float | None = None) -> None:
-        run.log_text(key if key.endswith(".html") else f"{key}.html", self.html, step, time)
+        run.log_text(f"{key}.html", self.html, step, time)
 
 
 class Table(Media):
@@ -178,7 +185,7 @@ class Table(Media):
         self.columns.append(name)
 
     def log_to(self, run: ZMQRun, key: str, step: int | None, time: float | None = None) -> None:
-        rows = [self.columns, ["---"] * len(self.columns)]
+        rows = [self.columns, [_rule(cells) for cells in self._by_column()]]
         for number, row in enumerate(self.data[:MAX_ROWS]):
             rows.append(list(row))
             for place, cell in enumerate(row):
@@ -190,7 +197,11 @@ class Table(Media):
         if (left := len(self.data) - MAX_ROWS) > 0:
             text += f"\n\n{left} more rows\n"
             lose(run, "Table(rows)", f"rows of a Table beyond the first {MAX_ROWS}")
-        run.log_text(key if key.endswith(".md") else f"{key}.md", text, step, time)
+        run.log_text(f"{key}.md", text, step, time)
+
+    def _by_column(self) -> list[list[Any]]:
+        cells = [list(column) for column in zip(*self.data[:MAX_ROWS], strict=True)]
+        return cells or [[] for _ in self.columns]
 
 
 class _FileMedia(Media):
@@ -275,9 +286,20 @@ def _pixels(data: Any) -> tuple[Any, str | None]:
         return data, None
     layout = "CHW" if hasattr(data, "detach") and len(data.shape) == 3 else None
     host = to_host(data)
+    if len(data.shape) == 1 and is_array(host) and host.size in (1, 3, 4):
+        host = host.reshape(-1, 1)  # as Pillow takes it
     if is_array(host) and host.dtype.kind == "f" and host.size and host.max() > 1:
         return host.clip(0, 255).astype("uint8"), layout
     return host, layout
+
+
+def _rule(cells: list[Any]) -> str:
+    """A column's part of the line below the head: it stands at the right if it has numbers only.
+
+    W&B's adapter makes a table of it again, and tells numbers from text by that.
+    """
+    numbers = all(is_number(cell) or cell is None for cell in cells)
+    return "---:" if numbers and any(cell is not None for cell in cells) else "---"
 
 
 def _cell(value: Any) -> str:

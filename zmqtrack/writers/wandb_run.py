@@ -21,13 +21,14 @@ from typing import Any
 from ..arrays import describe, is_array
 from ..records import Entry, as_number
 from ..rows import DEFINE, Axes
+from ..run import BUFFER_RECORDS, _as_step, _plain
 from ..run import Run as ZMQRun
-from ..run import _as_step, _plain
 from ._common import begin, disabled_run, join, leave, lose, note
 from .wandb_artifact import Artifact
 from .wandb_config import Config, Summary, as_dict
 from .wandb_errors import Error, UsageError
 from .wandb_media import Html, Media, Table
+from .wandb_real import as_ours
 from .wandb_values import carried_key, friendly, is_number
 
 __all__ = ["Metric", "WandBWriter"]
@@ -176,7 +177,8 @@ class WandBWriter:
         self._last = self.summary._items
         self._keys = self.zmq_run._keys
         self._append_row = self.zmq_run._append_row
-        self._begin_row = self.zmq_run.rows.begun.append
+        self._rows = self.zmq_run.rows
+        self._begin_row = self._rows.begun.append
         self._open: float | None = None  # the time of the row that the next call may add to
         self._open_step = 0
         self._defined = Axes()
@@ -235,16 +237,18 @@ class WandBWriter:
             data = metrics
         if data.__class__ is not dict and not isinstance(data, Mapping):
             raise TypeError(f"wandb.log must be passed a dictionary, not {describe(data)}")
-        row, when = self.step, self._open
+        row, opened = self.step, self._open
         if step is not None:
             row = _as_step("log", step) if step.__class__ is not int else step
             if row > self.step:
                 self.step = row
-        if when is not None and row != self._open_step:
-            self._end_row()
-            when = None
-        if when is None:
+        if opened is None:
             when = _now()
+        elif row == self._open_step:
+            when = opened
+        else:
+            self._rows.ended, self._open = opened, None
+            when, opened = _now(), None
         entries: list[Entry] = []
         others: list[tuple[str, Any]] | None = None
         for key, value in data.items():
@@ -263,17 +267,19 @@ class WandBWriter:
             self._last[key] = value
             entries.append((key, number, row, when, "metric"))
         ends = step is None if commit is None else commit
-        if others is None and self._axes is None and entries:  # the usual case
-            if ends and self._open is None:
-                self._append_row(entries)
+        usual = others is None and self._axes is None and entries
+        if usual and (opened is None or not ends):
+            if ends:
                 self.step += 1
-                return
-            if not ends:
-                if self._open is None:
-                    self._open, self._open_step = when, row
-                    self._begin_row(when)
+            elif opened is None:
+                self._open, self._open_step = when, row
+                self._begin_row(when)
+            run = self.zmq_run
+            if len(entries) == 1 and len(run._buffer) < BUFFER_RECORDS:
+                run._append(entries[0])
+            else:
                 self._append_row(entries)
-                return
+            return
         self._log_parted(entries, others or [], row, when, bool(ends))
 
     def _log_parted(
@@ -310,8 +316,7 @@ class WandBWriter:
 
     def _end_row(self) -> None:
         if self._open is not None:
-            self.zmq_run.rows.end(self._open)
-            self._open = None
+            self._rows.ended, self._open = self._open, None
 
     def _sort(
         self,
@@ -323,7 +328,7 @@ class WandBWriter:
         media: list[tuple[str, Any]],
     ) -> None:
         """Numbers, which may be axes of the others, are logged before those."""
-        value = friendly(value)
+        value = friendly(as_ours(value))
         if isinstance(value, Mapping):
             for inner, part in value.items():
                 self._sort(f"{key}.{inner}", part, row, when, numbers, media)
@@ -374,6 +379,7 @@ class WandBWriter:
             )
 
     def _log_list(self, key: str, values: list[Any], step: int, when: float) -> None:
+        values = [as_ours(value) for value in values]
         if len(values) == 1 and isinstance(values[0], Media):
             values[0].log_to(self.zmq_run, key, step, when)
         elif values and all(isinstance(value, Media) for value in values):
@@ -381,7 +387,7 @@ class WandBWriter:
                 value.log_to(self.zmq_run, f"{key}.{number}", step, when)
         else:
             text = json.dumps(_plain(values, fallback=str), ensure_ascii=False)
-            self.zmq_run.log_text(key, text, step, when)
+            self.zmq_run.log_text(f"{key}.json", text, step, when)
 
     # --- axes ---------------------------------------------------------------------------------
 
@@ -682,6 +688,8 @@ class WandBWriter:
     def _label(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to do; frameworks say with it who they are."""
 
+    _telemetry_callback = _label
+
     def mark_preempting(self) -> None:
         """Nothing to do: a killed process loses nothing."""
 
@@ -695,7 +703,7 @@ class WandBWriter:
         self.zmq_run.flush()
 
     def finish(self, exit_code: int | None = None, quiet: bool | None = None) -> None:
-        """End the run: finished, or failed if ``exit_code`` is not 0."""
+        """End the run: finished, or failed if ``exit_code`` is not 0; another than 1 is a tag."""
         for forget in self.ended:
             forget(self)
         leave(self.zmq_run)
@@ -703,6 +711,8 @@ class WandBWriter:
         self._log_files()
         atexit.unregister(self._log_files)
         if self._owns_run:
+            if exit_code not in (None, 0, 1) and not self.zmq_run.finished:
+                self.zmq_run.set_tag("exit_code", exit_code)
             self.zmq_run.finish("failed" if exit_code else "finished")
         else:
             self.zmq_run.flush()

@@ -16,16 +16,15 @@ from __future__ import annotations
 
 import atexit
 import functools
-import importlib.machinery
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .. import _watch
 from .._common import lose, note
 from .names import MODULES
 
@@ -38,6 +37,12 @@ _INSTEAD = (
     "this script has imported MLflow's own package beside zmqtrack.writers.mlflow; what its "
     "functions log goes the way of zmqtrack, not to MLflow's tracking URI. To use both, each on "
     "its own, import MLflowWriter from zmqtrack.writers.mlflow instead of the module"
+)
+
+_MISSING = (
+    "No module named 'mlflow': zmqtrack.writers.mlflow needs none of it, but its own modules "
+    "(mlflow.sklearn, mlflow.models …) are MLflow's: `pip install mlflow` beside zmqtrack, or take "
+    "them away"
 )
 
 #: Folders of models that are kept for ``load_model``; an older one goes.
@@ -55,67 +60,7 @@ def leave_alone() -> None:
 
 def watch(ours: ModuleType) -> None:
     """Let the real package log to ``ours`` once it is imported, or where it is already."""
-    for finder in sys.meta_path:
-        if isinstance(finder, _Watch):
-            finder.ours = ours  # as when a test imports us anew
-            return
-    sys.meta_path.insert(0, _Watch(ours))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "mlflow"]:
-        _adopt(sys.modules[name], ours)
-
-
-class _Watch(MetaPathFinder):
-    """Finds nothing itself: it sees modules of ``mlflow`` come, and says where there is none."""
-
-    def __init__(self, ours: ModuleType) -> None:
-        self.ours = ours
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name != "mlflow" and not (name.startswith("mlflow.") and name.count(".") <= 2):
-            return None
-        spec = None
-        for finder in sys.meta_path:
-            if finder is not self and (spec := finder.find_spec(name, path, target)):
-                break
-        if spec is None and name == "mlflow" and _is_statement():
-            raise ModuleNotFoundError(
-                "No module named 'mlflow': zmqtrack.writers.mlflow needs none of it, but its own "
-                "modules (mlflow.sklearn, mlflow.models …) are MLflow's: `pip install mlflow` "
-                "beside zmqtrack, or take them away",
-                name="mlflow",
-            )
-        if spec is not None and hasattr(spec.loader, "exec_module"):
-            self._follow(spec)
-        return spec
-
-    def _follow(self, spec: importlib.machinery.ModuleSpec) -> None:
-        """Have the module adopted when it has run."""
-        loader: Any = spec.loader
-        run = loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            run(module)
-            if module.__name__ == spec.name:
-                loader.exec_module = run
-                _adopt(module, self.ours)
-
-        try:
-            loader.exec_module = exec_module
-        except AttributeError:
-            note(
-                "mlflow package",
-                "it is loaded in a way that cannot be followed: its calls are its own",
-            )
-
-
-def _is_statement() -> bool:
-    """Whether an import asks, and not somebody who wants to know if it could."""
-    frame = sys._getframe(2)
-    while frame is not None and frame.f_code.co_name in ("_find_spec", "_call_with_frames_removed"):
-        frame = frame.f_back  # type: ignore[assignment]
-    return frame is not None and frame.f_code.co_name.startswith("_find_and_load")
+    _watch.watch("mlflow", lambda real: _adopt(real, ours), _MISSING)
 
 
 def _adopt(real: ModuleType, ours: ModuleType) -> None:
