@@ -126,7 +126,7 @@ def _run_one(case: Case, folder: Path, here: bool, address: str) -> None:
     if here:
         env |= {
             "ZMQTRACK_ADDRESS": address,
-            "ZMQTRACK_SITE": case.name,
+            ("ZMQTRACK_SITE" if case.launched else "COMPAT_HOST"): case.name,
             "ZMQTRACK_SPOOL_DIR": str(folder.parent / "spool"),
         }
     else:
