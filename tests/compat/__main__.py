@@ -108,7 +108,7 @@ def report(
         yield f"| {result.case.name} | {_cells(row)} |"
     for each in rows:
         row = Counter(
-            real=1, passed=1, records=each.real, arrived=each.here, astray=bool(each.astray)
+            real=1, passed=1, records=each.real, arrived=each.here, astray=int(bool(each.astray))
         )
         total.update(row)
         yield f"| {each.name} | {_cells(row)} |"
