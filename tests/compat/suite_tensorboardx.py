@@ -49,7 +49,7 @@ class _Tests:
             "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
         )
         options = ["-q", "-p", "each_alone", "-p", "no:cacheprovider", "-n", "0"]
-        options += ["--timeout", "300", "--rootdir", "."]
+        options += ["--timeout", "800", "--rootdir", "."]
         return [sys.executable, "-c", start, *options, f"tests/{self.file}"]
 
 
