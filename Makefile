@@ -33,7 +33,8 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 # Other people's code, with the real tool and with the import changed: a table, and exit code 1 for
-# what goes astray. SUITES: tensorboardx, frameworks, scripts; tests/compat/__init__.py tells more.
+# what goes astray. SUITES: tensorboardx, frameworks, scripts, nvflare, flower; more is told in
+# tests/compat/__init__.py.
 COMPAT := .venv-compat
 compat: $(COMPAT)/.installed
 	PYTHONPATH=tests $(COMPAT)/bin/python -m compat $(SUITES)

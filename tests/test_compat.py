@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from compat import runner, translate
 from compat.__main__ import report
 from compat.cases import Case, Skipped, command
 from compat.facts import Fact
+from compat.federated import Row
 from compat.judge import judge
 
 
@@ -76,6 +78,9 @@ def test_values_that_vary_are_compared_by_their_steps_alone() -> None:
     assert not judge({"x": [real]}, {"y": [here]}, varies=["*/fps"]).astray
 
 
+#: For a loaded machine: of the four scripts each runs twice, one after the other.
+pytestmark = pytest.mark.timeout(600)
+
 SCRIPTS = {
     "tensorboard": """
         import numpy
@@ -110,33 +115,58 @@ SCRIPTS = {
 }
 
 
-def _case(tool: str, source: str, changed: str = "") -> Case:
+#: At the end of the changed script alone: it logs to the real tool, too, and dies.
+ELSEWHERE = """
+import tensorboardX
+with tensorboardX.SummaryWriter("left") as w:
+    w.add_scalar("lost", 1, 1)
+raise SystemExit("dies")
+"""
+
+
+def _case(name: str, tool: str, changed: str = "") -> Case:
     def prepare(folder: Path, here: bool) -> list[str]:
         script = folder / "train.py"
-        lines = "\n".join(line[8:] for line in source.splitlines()) + "\n"
+        lines = textwrap.dedent(SCRIPTS[tool])
         script.write_text((translate.translate(lines) + changed) if here else lines)
         return command(script)
 
-    return Case(f"short.{tool}", tool, prepare)
+    return Case(name, tool, prepare)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, runner.Result]:
+    """By name: all the cases through one daemon."""
+    cases = [_case(tool, tool) for tool in SCRIPTS]
+    cases += [_case("dies", "tensorboard", ELSEWHERE)]
+    found = runner.run(cases, tmp_path_factory.mktemp("compat"), print)
+    return {result.case.name: result for result in found}
 
 
 @pytest.mark.parametrize("tool", SCRIPTS)
-def test_a_script_with_its_import_changed_loses_nothing(tool: str, tmp_path: Path) -> None:
-    [result] = runner.run([_case(tool, SCRIPTS[tool])], tmp_path / "out", print)
-    [part] = result.parts
+def test_a_script_with_its_import_changed_loses_nothing(
+    tool: str, results: dict[str, runner.Result]
+) -> None:
+    [part] = results[tool].parts
     assert (part.real, part.here) == ("passed", "passed"), part.error
     assert part.verdict.records >= 6
     assert not part.verdict.astray
     assert part.verdict.arrived + part.verdict.announced == part.verdict.records
-    assert result.counted == ({"add_pr_curve": 1} if tool == "tensorboard" else {})
+    assert results[tool].counted == ({"add_pr_curve": 1} if tool == "tensorboard" else {})
 
 
-def test_a_script_that_dies_here_or_logs_elsewhere_is_told(tmp_path: Path) -> None:
-    source = SCRIPTS["tensorboard"]
-    elsewhere = "import tensorboardX\nwith tensorboardX.SummaryWriter('left') as w:\n"
-    elsewhere += "    w.add_scalar('lost', 1, 1)\nraise SystemExit('dies')\n"
-    results = runner.run([_case("tensorboard", source, elsewhere)], tmp_path / "out", print)
-    told = "\n".join(report(results, [Skipped("other", "it is not there")]))
-    assert "short.tensorboard: passes with the real tool, here failed: dies" in told
+def test_a_script_that_dies_here_or_logs_elsewhere_is_told(
+    results: dict[str, runner.Result],
+) -> None:
+    told = "\n".join(report([results["dies"]], [Skipped("other", "it is not there")]))
+    assert "dies: passes with the real tool, here failed: dies" in told
     assert "went to the real tool, in the script's own folder: 1 scalar" in told
     assert "- other: it is not there" in told
+
+
+def test_a_site_of_a_federation_is_a_row_and_what_it_lacks_is_told() -> None:
+    rows = [Row("job, site-1", 8, 8, "", ""), Row("job, site-2", 8, 7, "", "wandb lacks 1")]
+    told = list(report([], [], rows))
+    assert "| job, site-1 | 1 | 1 | 8 | 8 | 0 | 0 | 0 |" in told
+    assert "| job, site-2 | 1 | 1 | 8 | 7 | 0 | 0 | 1 |" in told
+    assert "- job, site-2: wandb lacks 1" in told

@@ -6,6 +6,7 @@ import argparse
 import datetime
 import os
 import platform
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,12 +14,18 @@ from fnmatch import fnmatchcase
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from subprocess import TimeoutExpired
 
 from . import runner
 from .cases import Case, Skipped, Sources
+from .federated import Row
 
 #: Modules ``suite_NAME``.
 SUITES = ("tensorboardx", "frameworks", "scripts")
+
+#: Modules ``run_NAME``: federated frameworks, whose jobs run several sites. They compare by
+#: themselves, with a row for each site.
+FEDERATED = ("nvflare", "flower")
 
 #: Whose versions are printed.
 PACKAGES = (
@@ -29,7 +36,7 @@ PACKAGES = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="compat", description=__doc__)
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=", ".join(SUITES))
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=", ".join(SUITES + FEDERATED))
     parser.add_argument("--only", default="*", help="pattern of the cases' names")
     parser.add_argument(
         "--reuse", action="store_true", help="keep what the real tools left the last time"
@@ -40,25 +47,52 @@ def main() -> int:
     sources = Sources(
         Path(checkouts).absolute() if checkouts else None, (arguments.out / "sources").absolute()
     )
+    suites = arguments.suites or SUITES + FEDERATED
     found = [
         each
-        for suite in arguments.suites or SUITES
+        for suite in suites
+        if suite not in FEDERATED
         for each in import_module(f"compat.suite_{suite}").cases(sources)
         if fnmatchcase(each.name, arguments.only)
     ]
     cases = [each for each in found if isinstance(each, Case)]
     skipped = [each for each in found if isinstance(each, Skipped)]
-    results = runner.run(
-        cases,
-        (arguments.out / "run").absolute(),
-        lambda text: print(text, file=sys.stderr, flush=True),
-        arguments.reuse,
-    )
-    print("\n".join(report(results, skipped)))
-    return 1 if any(_wrong(result) for result in results) else 0
+    out = (arguments.out / "run").absolute()
+    results = runner.run(cases, out, _say, arguments.reuse) if cases else []
+    rows = []
+    for suite in suites:
+        if suite in FEDERATED:
+            told = _federated(suite, arguments.only, (arguments.out / suite).absolute())
+            rows += [each for each in told if isinstance(each, Row)]
+            skipped += [each for each in told if isinstance(each, Skipped)]
+    print("\n".join(report(results, skipped, rows)))
+    return 1 if any(_wrong(each) for each in results) or any(row.astray for row in rows) else 0
 
 
-def report(results: Sequence[runner.Result], skipped: Sequence[Skipped]) -> Iterator[str]:
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _federated(suite: str, only: str, out: Path) -> list[Row | Skipped]:
+    """A row for each site of each job; a job that does not end well is a row, too."""
+    module = import_module(f"compat.run_{suite}")
+    told: list[Row | Skipped] = []
+    for name in module.NAMES:
+        if not fnmatchcase(f"{suite}.{name}", only):
+            continue
+        _say(f"{suite}.{name}: both")
+        shutil.rmtree(out / name, ignore_errors=True)
+        try:
+            rows = module.main([name], out)
+        except (RuntimeError, TimeoutExpired) as error:
+            rows = [Row(f"{suite}.{name}", 0, 0, "", str(error))]
+        told += [Skipped(f"{suite}.{name}", rows)] if isinstance(rows, str) else rows
+    return told
+
+
+def report(
+    results: Sequence[runner.Result], skipped: Sequence[Skipped], rows: Sequence[Row] = ()
+) -> Iterator[str]:
     """The table and what it does not have room for, in Markdown."""
     yield f"{datetime.date.today()}, Python {platform.python_version()}, " + ", ".join(_versions())
     yield ""
@@ -72,11 +106,25 @@ def report(results: Sequence[runner.Result], skipped: Sequence[Skipped]) -> Iter
         row = _row(result)
         total.update(row)
         yield f"| {result.case.name} | {_cells(row)} |"
+    for each in rows:
+        row = Counter(
+            real=1, passed=1, records=each.real, arrived=each.here, astray=int(bool(each.astray))
+        )
+        total.update(row)
+        yield f"| {each.name} | {_cells(row)} |"
     yield f"| **all** | {_cells(total)} |"
     yield ""
     for title, lines in (
-        ("Neither carried nor announced", [line for r in results for line in _wrong(r)]),
-        ("Announced", _announced(results)),
+        (
+            "What the real tool carries and we neither carry nor announce",
+            [line for r in results for line in _wrong(r)]
+            + [f"{each.name}: {each.astray}" for each in rows if each.astray],
+        ),
+        (
+            "Announced",
+            _announced(results)
+            + [f"{each.name}: {each.announced}" for each in rows if each.announced],
+        ),
         ("Known to differ", _known(results)),
         ("Does not pass with the real tool either", [p for r in results for p in _elsewhere(r)]),
         ("Skipped", [f"{each.name}: {each.reason}" for each in skipped]),

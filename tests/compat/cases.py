@@ -27,6 +27,8 @@ class Case:
             sizes. Their steps are compared.
         differs: what is known to differ and stands in the documentation. A pattern of ``"KIND
             KEY"`` for records, or of a site for a part that cannot pass here; → a sentence why.
+        launched: the launcher names the site, by ``ZMQTRACK_SITE``. Otherwise the machine has that
+            name, as where nobody names a site: W&B's page then has the run under its own name.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Case:
     prepare: Callable[[Path, bool], list[str]]
     varies: tuple[str, ...] = ()
     differs: Mapping[str, str] = field(default_factory=dict)
+    launched: bool = True
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,12 @@ from federated import (
 
 EXAMPLE = ROOT / "examples" / "hello-flower"
 
+#: What can be run.
+NAMES = ("hello-flower",)
+
 #: From the example to what it would be with tensorboardX.
 IMPORT = "from zmqtrack import SummaryWriter", "from tensorboardX import SummaryWriter"
-NAMES = re.compile(r'SummaryWriter\(run=f"flower-\{context\.run_id\}", site=(f?"[^"]*")\)')
+WRITER = re.compile(r'SummaryWriter\(run=f"flower-\{context\.run_id\}", site=(f?"[^"]*")\)')
 
 
 def _run(python: str, app: Path, out: Path, **environment: str) -> None:
@@ -89,13 +92,13 @@ def _end_all_in(home: Path) -> None:
         process.kill()
 
 
-def main(keep: Path | None = None) -> list[Row] | str:
+def main(_names: list[str] | None = None, keep: Path | None = None) -> list[Row] | str:
     """The table's rows, or the reason why there are none."""
     python, reason = interpreter("flwr, ray, sklearn, tensorboardX", "ZMQTRACK_COMPAT_FLOWER")
     if reason:
         return reason
     with tempfile.TemporaryDirectory() as temporary:
-        return _side_by_side(python, (keep or Path(temporary)).absolute())
+        return _side_by_side(python, (keep or Path(temporary)).absolute() / NAMES[0])
 
 
 def _side_by_side(python: str, out: Path) -> list[Row]:
@@ -106,7 +109,7 @@ def _side_by_side(python: str, out: Path) -> list[Row]:
         # The suffix, as two of its writers within one second would take the same file.
         suffix = "f'.{__import__(\"uuid\").uuid4()}'"
         writer = rf"SummaryWriter('{real}/events/' + \1, filename_suffix={suffix})"
-        text = NAMES.sub(writer, path.read_text())
+        text = WRITER.sub(writer, path.read_text())
         path.write_text(text.replace(*IMPORT))
     (real / "events").mkdir()
     _run(python, real / "app", real)
@@ -128,7 +131,7 @@ def _side_by_side(python: str, out: Path) -> list[Row]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", type=Path, help="a folder that does not exist: keep it all there")
-    rows = main(parser.parse_args().keep)
+    rows = main(keep=parser.parse_args().keep)
     if isinstance(rows, str):
         sys.exit(f"skipped: {rows}")
     print_table("Flower's simulation engine", rows)

@@ -118,6 +118,10 @@ EXAMPLES_BY_NAME = {
 }
 
 
+#: What can be run.
+NAMES = tuple(EXAMPLES_BY_NAME)
+
+
 def _run(python: str, example: Example, source: Path, out: Path, **environment: str) -> None:
     """Run an example's job in ``out``, a copy of ``source``."""
     options = [option.format(workspace=out / "workspace") for option in example.options]

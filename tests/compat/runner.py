@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -114,7 +115,6 @@ def _run_one(case: Case, folder: Path, here: bool, address: str) -> None:
     removed = ("ZMQTRACK_", "WANDB_", "MLFLOW_", "PYTHONPATH")
     env = {name: value for name, value in os.environ.items() if not name.startswith(removed)}
     env |= {
-        "TMPDIR": str(cwd / "tmp"),
         "MPLBACKEND": "agg",
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
@@ -126,12 +126,15 @@ def _run_one(case: Case, folder: Path, here: bool, address: str) -> None:
     if here:
         env |= {
             "ZMQTRACK_ADDRESS": address,
-            "ZMQTRACK_SITE": case.name,
+            ("ZMQTRACK_SITE" if case.launched else "COMPAT_HOST"): case.name,
             "ZMQTRACK_SPOOL_DIR": str(folder.parent / "spool"),
         }
     else:
         env["ZMQTRACK_SITE"] = case.name  # for sessions of several parts; the tools ignore it
-    with (folder / f"{cwd.name}.log").open("w") as log:
+    with (folder / f"{cwd.name}.log").open("w") as log, tempfile.TemporaryDirectory() as short:
+        # A socket's path must be short: multiprocessing's managers have theirs in TMPDIR.
+        env["TMPDIR"] = str(Path(short, "tmp"))
+        Path(short, "tmp").symlink_to((cwd / "tmp").absolute())
         try:
             command = case.prepare(cwd, here)
             done = subprocess.run(

@@ -35,7 +35,7 @@ def cases(_sources: Sources) -> Iterator[Case | Skipped]:
                 yield Skipped(name, f"{module} is not installed")
             else:
                 prepare = partial(_prepare, HERE / "drivers" / f"{script}.py", tool)
-                yield Case(name, tool, prepare, VARIES)
+                yield Case(name, tool, prepare, VARIES, launched=tool != "wandb")
 
 
 def _prepare(script: Path, tool: str, _folder: Path, here: bool) -> list[str]:

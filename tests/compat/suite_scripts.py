@@ -73,6 +73,9 @@ SCRIPTS = (
     Script("wandb-examples", "examples/scikit/scikit-iris/train.py", "wandb"),
     Script("wandb-examples", "examples/scikit/scikit-iris/clustering.py", "wandb"),
     Script("wandb-examples", "examples/scikit/scikit-clustering/train.py", "wandb"),
+    Script("wandb-examples", "examples/scikit/scikit-iris/binary_classification.py", "wandb"),
+    Script("wandb-examples", "examples/scikit/scikit-classification/train.py", "wandb"),
+    Script("wandb-examples", "examples/scikit/scikit-tests/test.py", "wandb"),
     Script("pytorch-examples", "mnist/main.py", "tensorboard", needs=("torchvision",)),
 )  # fmt: skip
 
@@ -91,7 +94,10 @@ def cases(sources: Sources) -> Iterator[Case | Skipped]:
         elif missing:
             yield Skipped(name, f"{', '.join(missing)} is not installed")
         else:
-            yield Case(name, script.tool, partial(_prepare, checkout, script), script.varies)
+            prepare = partial(_prepare, checkout, script)
+            # Where W&B's syntax has a group, the site is not the machine.
+            launched = script.tool != "wandb" or "--group_id" in script.arguments
+            yield Case(name, script.tool, prepare, script.varies, launched=launched)
 
 
 def _prepare(checkout: Path, script: Script, folder: Path, here: bool) -> list[str]:

@@ -26,7 +26,14 @@ def cases(sources: Sources) -> Iterator[Case | Skipped]:
 
 
 #: Tests that look into what is no part of a writer's syntax.
-DIFFERS: dict[str, str] = {}
+DIFFERS: dict[str, str] = {
+    "*test_wrong_input_size": "add_graph is announced and does not trace the model, so nothing "
+    "raises where the model cannot take the input",
+    "test_writer.*test_flush*": "the test reads the event file that tensorboardX's writer has "
+    "open, and here the training process has none",
+    "test_writer.*test_writer_with_default_metadata": "the test replaces tensorboardX's own "
+    "EventFileWriter, which is not in use here",
+}
 
 
 class _Tests:
@@ -42,7 +49,7 @@ class _Tests:
             "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
         )
         options = ["-q", "-p", "each_alone", "-p", "no:cacheprovider", "-n", "0"]
-        options += ["--timeout", "300", "--rootdir", "."]
+        options += ["--timeout", "800", "--rootdir", "."]
         return [sys.executable, "-c", start, *options, f"tests/{self.file}"]
 
 
