@@ -7,6 +7,7 @@ there. Nobody listens at the daemon's address: no call depends on one.
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import importlib
 import inspect
@@ -19,6 +20,7 @@ import shutil
 import signal
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -30,8 +32,11 @@ import names_samples as samples
 NOBODY = "tcp://127.0.0.1:9"
 #: Seconds for one call.
 PATIENCE = 30
+DID_NOT_COME_BACK = "the call did not come back"
 
 WRITERS = "zmqtrack.writers."
+#: Where a call's spool is: what it wrote need not survive, so no disk is waited for.
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 class Place(NamedTuple):
@@ -103,9 +108,10 @@ def _observe(
                 pass
             elif callable(found):
                 keywords = arguments(values)
+                row = samples.POSITIONAL.get(f"{place.title}.{name}", ())
                 takes_all = _binds(found, {**dict.fromkeys(every), **keywords})
                 if _binds(found, keywords):
-                    back = found(**keywords)
+                    back = found(*row, **keywords)
                     answer = _short(back, module)
                     if place.after is not None:
                         place.after(module, back if back is not None else holder)
@@ -176,10 +182,10 @@ def _stable(text: str) -> str:
 
 def _recorded(spools: Path) -> tuple[list[Any], list[str]]:
     """All that the child logged; its runs are ended, and nobody is waited for."""
-    from zmqtrack import run, wire
+    from zmqtrack import ending, wire
     from zmqtrack.spool import Spool, orphans
 
-    for live in list(run._live):
+    for live in list(ending.live):
         live.finish("killed", timeout=0)  # so that one sees which call ends a run
     records, lost = [], []
     for path in orphans(spools) if spools.exists() else ():
@@ -212,7 +218,7 @@ def observe(
     every: Iterable[str] = (),
 ) -> Seen:
     """What a call does; ``arguments`` makes its keyword arguments of the samples."""
-    folder = Path(tempfile.mkdtemp(prefix="names-"))
+    folder = Path(tempfile.mkdtemp(prefix="names-", dir=MEMORY))
     out, into = os.pipe()
     child = os.fork()
     if not child:
@@ -221,9 +227,13 @@ def observe(
             for number in (0, 1, 2):
                 os.dup2(null, number)
             os.setsid()
-            seen = json.dumps(_observe(folder, place, name, arguments, every)).encode() + b"\n"
-            while seen:
-                seen = seen[os.write(into, seen) :]
+            try:
+                told: Any = _observe(folder, place, name, arguments, every)
+            except Exception:  # noqa: BLE001 -- the probe's own fault; the parent raises it
+                told = {"fault": traceback.format_exc()}
+            line = json.dumps(told).encode() + b"\n"
+            while line:
+                line = line[os.write(into, line) :]
         finally:
             os._exit(0)
     os.close(into)
@@ -237,13 +247,15 @@ def warm_up() -> None:
     """Import here, once, what each child would import."""
     import matplotlib.figure
     import numpy
+    import pandas
     import PIL.Image
     import torch
 
     for module in ("tensorboard", "mlflow", "wandb"):
         importlib.import_module(WRITERS + module)
-    del matplotlib, numpy, PIL, torch
+    del matplotlib, numpy, pandas, PIL, torch
     os.environ["ZMQTRACK_ADDRESS"] = NOBODY
+    gc.freeze()  # what no collection touches, the forked children need not copy
 
 
 def _collect(child: int, out: int, deadline: float) -> Seen:
@@ -260,5 +272,8 @@ def _collect(child: int, out: int, deadline: float) -> Seen:
         os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     if not data.endswith(b"\n"):
-        return Seen([], [], [], "the call did not come back", "", False)
-    return Seen(*json.loads(data))
+        return Seen([], [], [], DID_NOT_COME_BACK, "", False)
+    told = json.loads(data)
+    if isinstance(told, dict):
+        raise RuntimeError(f"the probe itself failed:\n{told['fault']}")
+    return Seen(*told)

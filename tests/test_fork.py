@@ -236,3 +236,51 @@ def test_a_second_sigterm_ends_the_process_at_once(nobody: str) -> None:
     )
     process = subprocess.run([sys.executable, "-c", code, nobody], timeout=60, env=os.environ)
     assert process.returncode == -signal.SIGTERM
+
+
+GLOBAL = """
+import multiprocessing, os, sys, time
+from zmqtrack.writers.tensorboard import GlobalSummaryWriter
+
+writer = GlobalSummaryWriter(
+    "runs/r", experiment="e", run="r", site="s", address=sys.argv[1]
+)
+
+def child():
+    for _ in range(50):
+        writer.add_scalar("loss", 1.0)
+    writer.smw.flush()
+
+children = [multiprocessing.get_context("fork").Process(target=child) for _ in range(3)]
+for each in children:
+    each.start()
+for each in children:
+    each.join()
+print("counted", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_global_writer_counts_across_children_and_leaves_no_process_when_it_is_killed(
+    daemon: Make, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    with daemon([jsonl(out)]) as served:
+        process = subprocess.Popen(
+            [sys.executable, "-c", GLOBAL, served.address],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "counted\n"
+            process.send_signal(number)
+            # It ends only when nobody holds its standard output any more.
+            process.communicate(timeout=30)
+        finally:
+            process.kill()
+        served.drain()
+    lines = read_jsonl(out, "e", "r", "s")
+    assert sorted(line["step"] for line in lines if line["key"] == "loss") == list(range(150))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
-from collections.abc import MutableMapping
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from ._common import note
@@ -46,27 +49,23 @@ class GlobalSummaryWriter:
             **others,
         )
         self.lock = multiprocessing.Lock()
-        # The manager's process ends with this object.
-        self._manager = multiprocessing.Manager()
-        self.scalar_tag_to_step: MutableMapping[str, int] = self._manager.dict()
-        self.image_tag_to_step: MutableMapping[str, int] = self._manager.dict()
-        self.text_tag_to_step: MutableMapping[str, int] = self._manager.dict()
+        self._scalars, self._images, self._texts = _Steps(), _Steps(), _Steps()
 
     def add_scalar(self, tag: str, scalar_value: Any, walltime: float | None = None) -> None:
         with self.lock:
-            step = _next(self.scalar_tag_to_step, tag)
+            step = self._scalars.next(tag)
             self.smw.add_scalar(tag, scalar_value, step, walltime)
 
     def add_image(
         self, tag: str, img_tensor: Any, walltime: float | None = None, dataformats: str = "CHW"
     ) -> None:
         with self.lock:
-            step = _next(self.image_tag_to_step, tag)
+            step = self._images.next(tag)
             self.smw.add_image(tag, img_tensor, step, walltime, dataformats)
 
     def add_text(self, tag: str, text_string: str, walltime: float | None = None) -> None:
         with self.lock:
-            step = _next(self.text_tag_to_step, tag)
+            step = self._texts.next(tag)
             self.smw.add_text(tag, text_string, step, walltime)
 
     @staticmethod
@@ -86,10 +85,31 @@ class GlobalSummaryWriter:
         self.smw.close()
 
 
-def _next(steps: MutableMapping[str, int], tag: str) -> int:
-    step: int = steps.get(tag, -1) + 1
-    steps[tag] = step
-    return step
+class _Steps:
+    """Each tag's last step, in memory that a process shares with those that are forked from it.
+
+    No server process keeps them, as :mod:`multiprocessing` would: where a signal ends its parent,
+    that one stays for ever, and whoever reads the training's output waits for its end.
+    """
+
+    def __init__(self) -> None:
+        if hasattr(os, "memfd_create"):
+            self._number = os.memfd_create("zmqtrack-steps")
+        else:
+            self._number, path = tempfile.mkstemp(prefix="zmqtrack-steps-")
+            Path(path).unlink()
+
+    def __del__(self) -> None:
+        os.close(self._number)
+
+    def next(self, tag: Any) -> int:
+        """The step after ``tag``'s last one; the caller keeps others away meanwhile."""
+        number = self._number
+        steps = json.loads(os.pread(number, os.fstat(number).st_size, 0) or b"{}")
+        step: int = steps.get(str(tag), -1) + 1
+        steps[str(tag)] = step
+        os.pwrite(number, json.dumps(steps).encode(), 0)  # it never gets shorter
+        return step
 
 
 class TorchVis:
