@@ -152,6 +152,8 @@ def _tally_row(history: Any, tally: Tally) -> None:
             continue
         if isinstance(value, dict):
             tally.more(kinds[value["_type"]])
+        elif isinstance(value, str):  # a text that was logged in a row
+            tally.more("text")
         else:
             tally.metric(key, value, row.get("zmqtrack/step"))
 
