@@ -76,6 +76,20 @@ def _refuse(name: str) -> None:
 # --- TensorBoard -------------------------------------------------------------------------
 
 
+def _all_events(folder: Path) -> EventAccumulator:
+    everything = {"scalars": 0, "tensors": 0, "images": 0, "histograms": 0}
+    return EventAccumulator(str(folder), size_guidance=everything).Reload()
+
+
+def _scalars(events: EventAccumulator, below: str) -> dict[str, list[Seen]]:
+    """By tag; of a run that is called ``below``, the tag and its line."""
+    found = {}
+    for tag in events.Tags()["scalars"]:
+        key = f"{tag}/{below.removeprefix(f'{tag}_')}" if below else tag
+        found[key] = [Seen(key, number(e.value), e.step, e.wall_time) for e in events.Scalars(tag)]
+    return found
+
+
 class TensorBoardRun:
     """``LOGDIR/EXPERIMENT/RUN/SITE/``, by tag and in the order in which TensorBoard reads it."""
 
@@ -84,17 +98,15 @@ class TensorBoardRun:
 
     @cached_property
     def _events(self) -> EventAccumulator:
-        everything = {"scalars": 0, "tensors": 0, "images": 0, "histograms": 0}
-        return EventAccumulator(str(self.folder), size_guidance=everything).Reload()
+        return _all_events(self.folder)
 
     @cached_property
     def scalars(self) -> dict[str, list[Seen]]:
-        return {
-            tag: [
-                Seen(tag, number(e.value), e.step, e.wall_time) for e in self._events.Scalars(tag)
-            ]
-            for tag in self._events.Tags()["scalars"]
-        }
+        """Its own, and as CHART/LINE those of the runs CHART_LINE below it."""
+        found = _scalars(self._events, "")
+        for below in (path for path in self.folder.iterdir() if path.is_dir()):
+            found |= _scalars(_all_events(below), below.name)
+        return found
 
     @cached_property
     def images(self) -> dict[str, list[Seen]]:

@@ -93,6 +93,8 @@ def figure(colour: str) -> Any:
 def tensorboard_syntax(mark: Mark, files: Path) -> None:
     import math
 
+    from tensorboardX.summary import hparams
+
     from zmqtrack.writers.tensorboard import SummaryWriter
 
     at = 1_700_000_000.125
@@ -112,7 +114,8 @@ def tensorboard_syntax(mark: Mark, files: Path) -> None:
         params = {"lr": 0.1, "net": net, "50% dropout": True, "clip": math.inf}
         writer.add_hparams(params, {"hparam/acc": 0.5}, run_name="trial-1")
     with mark("hparams again"):
-        writer.add_hparams({"lr": 0.2}, {})
+        for summary in hparams({"lr": 0.2}, {}):  # a second call would be another trial's
+            writer._get_file_writer().add_summary(summary)
     writer.add_text("notes/read me.md", "# Grüße\n<b>&amp;", walltime=at)
     writer.add_text("said", "one", 1, at)
     writer.add_text("said", "two", 1, at + 1)
@@ -170,8 +173,8 @@ def mlflow_syntax(mark: Mark, files: Path) -> None:
     with mark("texts"):
         mlflow.log_text("# Grüße\n<b>&amp;", "notes/read me.md")
         mlflow.log_dict({"a": [1, "ü"]}, "conf.json")
-        mlflow.log_text("monday", "diary")
-        mlflow.log_text("tuesday", "diary")
+        run.log_text("diary", "monday")  # MLflow has no call that appends
+        run.log_text("diary", "tuesday")
     mlflow.log_image(pattern(1), key="val/digit", step=1, timestamp=ms)
     mlflow.log_image(pattern(2), key="val/digit", step=2, timestamp=ms + 1000)
     mlflow.log_image(pattern(3), key="val/digit", step=1, timestamp=ms + 2000)
