@@ -225,6 +225,10 @@ def _wandb_folders(directory: Path) -> dict[str, list[Any]]:
     return readers_wandb.folders(directory)
 
 
+def _is_list_of_images(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("_type") == "images/separated"
+
+
 class WandBRun:
     """The one offline run of a site: group is the run, name the site, project the experiment."""
 
@@ -257,6 +261,11 @@ class WandBRun:
                 row, between = readers_wandb.columns(record), []
                 assert row["_step"] > last, "W&B drops a row whose _step goes back"
                 last, captions = row["_step"], {}
+                for key in [key for key, value in row.items() if _is_list_of_images(value)]:
+                    listed = row.pop(key)
+                    for number, name in enumerate(listed["filenames"]):
+                        file = folder / "files" / name
+                        row[f"{key}.{number}"] = ("image-file", file.read_bytes())
                 for key, value in row.pop("zmqtrack/summary", {}).items():
                     row[f"summary/{key}"] = value
                 for key, value in row.items():

@@ -117,6 +117,15 @@ def test_rows_that_share_a_later_batch_are_said_to_go_on() -> None:
     assert one.ends([("metric", metrics), ("text", texts)]) == [ROWS_WHOLE, ROWS_WHOLE]
 
 
+def test_rows_that_begin_before_the_last_of_an_earlier_batch_wait_for_their_place() -> None:
+    one = Rows()
+    one.together = True
+    images = [("i", b"", 0, 1.0, "image"), ("i", b"", 3, 4.0, "image")]
+    texts = [("t", "", 1, 2.0, "text"), ("t", "", 2, 3.0, "text")]
+    assert one.ends([("image", images), ("text", texts)]) == [ROWS_GO_ON, ROWS_WHOLE]
+    assert one.ends([("image", images[:1]), ("text", texts)]) == [ROWS_WHOLE, ROWS_WHOLE]
+
+
 def test_a_row_that_ends_while_the_sender_takes_is_not_called_whole_before_it_is() -> None:
     one = Rows()
     one.together = True

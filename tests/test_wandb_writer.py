@@ -297,8 +297,8 @@ def test_values_that_wandb_takes_are_carried_as_it_writes_them(spool: Spooled, w
     texts = {key: value for key, value, _ in spool.values("text")}
     assert texts.pop("huge") == str(10**400)
     assert texts == {
-        "day": "2020-01-02", "numpy day": "2020-01-02", "set": "[7]", "bytes": "abc",
-        "complex": "1+2j", "function": "builtins.len", "path": "/a", "words": '["a", "b"]',
+        "day": "2020-01-02", "numpy day": "2020-01-02", "set.json": "[7]", "bytes": "abc",
+        "complex": "1+2j", "function": "builtins.len", "path": "/a", "words.json": '["a", "b"]',
         "lone ?": "x",
     }  # fmt: skip
     assert losses(spool) == {"unsupported_empty_key": 1}
