@@ -59,12 +59,14 @@ def main() -> int:
     skipped = [each for each in found if isinstance(each, Skipped)]
     out = (arguments.out / "run").absolute()
     results = runner.run(cases, out, _say, arguments.reuse) if cases else []
-    rows = []
+    rows: list[Row] = []
     for suite in suites:
         if suite in FEDERATED:
-            told = _federated(suite, arguments.only, (arguments.out / suite).absolute())
-            rows += [each for each in told if isinstance(each, Row)]
-            skipped += [each for each in told if isinstance(each, Skipped)]
+            for name, told in _federated(suite, arguments.only, (arguments.out / suite).absolute()):
+                if isinstance(told, str):
+                    skipped.append(Skipped(name, told))
+                else:
+                    rows += told
     print("\n".join(report(results, skipped, rows)))
     return 1 if any(_wrong(each) for each in results) or any(row.astray for row in rows) else 0
 
@@ -73,21 +75,22 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _federated(suite: str, only: str, out: Path) -> list[Row | Skipped]:
-    """A row for each site of each job; a job that does not end well is a row, too."""
+def _federated(suite: str, only: str, out: Path) -> Iterator[tuple[str, list[Row] | str]]:
+    """Each job's name, and a row for each site or the reason why it is skipped.
+
+    A job that does not end well is a row, too.
+    """
     module = import_module(f"compat.run_{suite}")
-    told: list[Row | Skipped] = []
-    for name in module.NAMES:
-        if not fnmatchcase(f"{suite}.{name}", only):
+    for each in module.NAMES:
+        name = f"{suite}.{each}"
+        if not fnmatchcase(name, only):
             continue
-        _say(f"{suite}.{name}: both")
-        shutil.rmtree(out / name, ignore_errors=True)
+        _say(f"{name}: both")
+        shutil.rmtree(out / each, ignore_errors=True)
         try:
-            rows = module.main([name], out)
+            yield name, module.main([each], out)
         except (RuntimeError, TimeoutExpired) as error:
-            rows = [Row(f"{suite}.{name}", 0, 0, "", str(error))]
-        told += [Skipped(f"{suite}.{name}", rows)] if isinstance(rows, str) else rows
-    return told
+            yield name, [Row(name, 0, 0, "", str(error))]
 
 
 def report(

@@ -55,7 +55,8 @@ SCRIPTS = (
     ),
     Script(
         "cleanrl", "cleanrl/dqn.py", "tensorboard",
-        ("--total-timesteps", "1200", "--learning-starts", "600", "--save-model"), **_RL,
+        ("--total-timesteps", "1200", "--learning-starts", "600", "--save-model"),
+        **{**_RL, "needs": (*_RL["needs"], "pygame")},  # it makes videos of the saved model
     ),
     Script("wandb-examples", "examples/wandb-log/sqrt.py", "wandb", ("2",)),
     Script(

@@ -4,6 +4,7 @@ import sys
 
 import numpy
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import VISUALIZERS
 from mmengine.runner import Runner
@@ -43,9 +44,11 @@ def main() -> None:
         visualizer={"type": "Visualizer", "vis_backends": [backend], "name": "compat"},
         randomness={"seed": 0},
         experiment_name="run",
+        cfg=Config({"work_dir": "work"}),  # MLflow's backend takes the folder from there
     )
     image = numpy.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=numpy.uint8)
-    runner.visualizer.add_image("image", image, 3)
+    # MLflow's backend passes the name on as a file's.
+    runner.visualizer.add_image("image.png", image, 3)
     runner.train()
 
 
