@@ -16,7 +16,7 @@ help:
 	@echo "make check   ruff, formatting, mypy strict, import layers"
 	@echo "make bench   cost of a logging call and end-to-end rate, beside other loggers"
 	@echo "make format  let ruff format and sort"
-	@echo "make docs    write docs/configuration.md and the schema for editors anew"
+	@echo "make docs    write docs/configuration.md, the schema and docs/compatibility.md anew"
 	@echo "make clean   remove what the commands above made"
 
 venv: $(STAMP)
@@ -75,6 +75,7 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/names.py
 
 clean:
 	rm -rf $(VENV) $(COMPAT) compat-out demo-out bench-out fuzz-out zmqtrack-out zmqtrack-state build dist *.egg-info

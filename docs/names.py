@@ -33,6 +33,9 @@ from names_probe import Place, Seen, observe, warm_up
 
 PAGE = Path(__file__).parent / "compatibility.md"
 
+#: Calls at a time: each waits for its sender more than it computes.
+WORKERS = 4 * (os.cpu_count() or 1)
+
 CARRIED, ANSWERED, NOTICED, REFUSED, IDLE = (
     "carried",
     "answered",
@@ -40,11 +43,11 @@ CARRIED, ANSWERED, NOTICED, REFUSED, IDLE = (
     "refused",
     "nothing to do",
 )
-SILENT, MISSING, OPEN = "without a word", "missing", "open"
+SILENT, MISSING = "without a word", "missing"
 #: Verdicts in the page's order.
-ORDER = (CARRIED, ANSWERED, NOTICED, REFUSED, IDLE, OPEN, SILENT, MISSING)
+ORDER = (CARRIED, ANSWERED, NOTICED, REFUSED, IDLE, SILENT, MISSING)
 #: Of what was seen of a parameter in several calls, that which says most.
-PREFERRED = (CARRIED, NOTICED, SILENT, REFUSED, MISSING)
+PREFERRED = (CARRIED, NOTICED, ANSWERED, SILENT, REFUSED, MISSING)
 
 HEAD = """\
 <!-- Written by docs/names.py, which calls each name: run `python docs/names.py`. -->
@@ -61,7 +64,6 @@ log. Each was called, and what it did was looked up in the spool.
   and shown by `zmqtrack status`. It does not raise.
 - **refused**: it needs what only a tracker knows. It raises an error that says what to do.
 - **nothing to do**: taken, and without effect for the reason that stands below the table.
-- **open**: not there yet, or taken without effect and without a word; below the table stands what.
 
 Made with {versions}.
 Other versions may have names that are not here; a name that is not known raises
@@ -113,6 +115,9 @@ def examine(place: Place, name: str, facts: Mapping[str, Any], nothing: Seen) ->
     for parameter in wanted if verdict != MISSING else ():
         tried = []
         for needs, base in bases:
+            if beside := data.BESIDE.get(f"{place.title}.{name}.{parameter}"):
+                needs = [*needs, beside]
+                base = observe(place, name, _arguments(place, name, needs))
             seen = observe(place, name, _arguments(place, name, [*needs, parameter]))
             tried.append(_of_parameter(seen, base))
             if tried[-1] in (CARRIED, NOTICED):
@@ -158,14 +163,14 @@ def _of_parameter(seen: Seen, without: Seen) -> str:
         return CARRIED
     if (seen.lost, seen.said) != (without.lost, without.said):
         return NOTICED
-    return CARRIED if seen.answer != without.answer else SILENT
+    return ANSWERED if seen.answer != without.answer else SILENT
 
 
 def examine_all(inventory: Mapping[str, Any], only: str = "") -> dict[str, list[Row]]:
     """By title: the rows; reasons of ``names_samples`` stand where a call did nothing."""
     tables: dict[str, list[Row]] = {}
     used: set[str] = set()
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
+    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("fork")) as pool:
         for title, names in inventory["names"].items():
             if not title.startswith(only):
                 continue
@@ -179,7 +184,7 @@ def examine_all(inventory: Mapping[str, Any], only: str = "") -> dict[str, list[
             work = [(title, name, facts, nothing) for name, facts in asked.items()]
             rows = pool.map(_examine, work, chunksize=4)
             tables[title] = [_reasoned(title, row, used) for row in rows]
-    unused = [key for key in (*data.IDLE, *data.NOT_PUBLIC, *data.OPEN) if key not in used]
+    unused = [key for key in (*data.IDLE, *data.NOT_PUBLIC) if key not in used]
     if unused and not only:
         print(f"names_samples.py: without use: {', '.join(unused)}", file=sys.stderr)
     return tables
@@ -196,8 +201,6 @@ def _reasoned(title: str, row: Row, used: set[str]) -> Row:
     for name, word in words.items():
         if word == SILENT and _listed(data.IDLE, title, name, used):
             words[name] = IDLE
-        elif word in (SILENT, MISSING) and _listed(data.OPEN, title, name, used):
-            words[name] = OPEN
     parameters = {p: words[f"{row.name}({p})"] for p in row.parameters}
     return row._replace(verdict=words[row.name], parameters=parameters)
 
@@ -248,18 +251,17 @@ def _ticked(names: Any) -> str:
 
 
 def _reasons(title: str, rows: list[Row]) -> Iterator[str]:
-    """Why there is nothing to do, or what is open, once for each reason."""
+    """Why there is nothing to do, once for each reason."""
     told: dict[str, list[str]] = {}
     for row in rows:
         words = {row.name: row.verdict}
         words.update({f"{row.name}({p})": word for p, word in row.parameters.items()})
         for name, word in words.items():
-            if word in (IDLE, OPEN):
-                reasons = data.IDLE if word == IDLE else data.OPEN
-                key = _reason(reasons, title, name)
+            if word == IDLE:
+                key = _reason(data.IDLE, title, name)
                 assert key is not None
                 shown = key.rpartition("*")[2] if key.startswith("*(") else name
-                names = told.setdefault(reasons[key], [])
+                names = told.setdefault(data.IDLE[key], [])
                 if shown.strip("()") not in names:
                     names.append(shown.strip("()") if key.startswith("*(") else shown)
     for reason, names in told.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from names_probe import Place
@@ -59,13 +60,20 @@ class _Initialised:
 
     def __getattribute__(self, name: str) -> Any:
         module = object.__getattribute__(self, "_module")
-        if name != "init":
+        if name not in ("init", "__class__"):
             _begun(module)
         return getattr(module, name)
 
 
 def _begun(module: Any) -> Any:
     return module.init(project="mine", name="first")
+
+
+def _artifact(module: Any) -> Any:
+    _begun(module)
+    artifact = module.Artifact("name", "dataset")
+    artifact.add_file(str(Path.cwd() / "file.txt"))
+    return artifact
 
 
 def _log(module: Any, thing: Any) -> None:
@@ -102,7 +110,7 @@ PLACES = {
         Place("wandb.Run", "wandb", _begun, _log),
         Place("wandb.Config", "wandb", lambda module: _begun(module).config),
         Place("wandb.Summary", "wandb", lambda module: _begun(module).summary),
-        Place("wandb.Artifact", "wandb", lambda m: [_begun(m), m.Artifact("name", "dataset")][1]),
+        Place("wandb.Artifact", "wandb", _artifact, _log),
         Place("wandb.Table", "wandb", lambda m: [_begun(m), m.Table(["a"], [[1]])][1], _log),
         Place("wandb.Image", "wandb", lambda m: [_begun(m), m.Image([[1]])][1], _log),
         Place("wandb.plot", "wandb", lambda module: module.plot),

@@ -105,7 +105,10 @@ def _observe(
                 missing = True
                 raise LookupError(str(error)) from None
             if not name:
-                pass
+                if place.after is not None:
+                    place.after(module, holder)
+            elif inspect.isclass(found) and issubclass(found, BaseException):
+                answer = found.__name__
             elif callable(found):
                 keywords = arguments(values)
                 row = samples.POSITIONAL.get(f"{place.title}.{name}", ())

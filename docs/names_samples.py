@@ -18,6 +18,7 @@ def samples(folder: Path) -> dict[str, Any]:
     """By parameter; ``TOOL.FUNCTION.PARAMETER`` comes before ``FUNCTION.PARAMETER`` and that
     before the name alone."""
     import numpy
+    import pandas
     import torch
     from matplotlib.figure import Figure
 
@@ -36,6 +37,7 @@ def samples(folder: Path) -> dict[str, Any]:
     from zmqtrack.writers import wandb
     from zmqtrack.writers.mlflow import entities
 
+    frame = pandas.DataFrame({"a": [1], "b": [2]})
     ones = numpy.ones((1, 4, 3), "float32")
     counts = numpy.arange(1, 4)
     return {
@@ -223,6 +225,29 @@ def samples(folder: Path) -> dict[str, Any]:
         "num_bins": 3,
         "columns": ["a", "b"],
         "Table.data": [[1, 2]],
+        "ArtifactTTL.value": 0,
+        "visualize.value": wandb.Table(columns=["a", "b"], data=[[1, 2]]),
+        "merge_locked.d": {"rate": 0.5},
+        "wandb.Image.__init__.mode": "L",
+        "EvalTable.data": [[1, 2]],
+        "EvalTable.rows": [[1, 2]],
+        "dataframe": frame,
+        "string_fields": {"title": "drawn"},
+        "input_columns": ["a"],
+        "output_columns": ["b"],
+        "score_columns": ["b"],
+        "wandb.Artifact.add.obj": wandb.Table(columns=["a"], data=[[1]]),
+        "wandb.Artifact.link.target_path": "registry/model",
+        "wandb.Artifact.remove.item": "file.txt",
+        "add_computed_columns.fn": lambda number, row: {"more": number},
+        "add_column.name": "b",
+        "add_column.data": [2],
+        "get_column.name": "a",
+        "get_column.convert_to": "numpy",
+        "col_name": "a",
+        "table_col": "a",
+        "index": 0,
+        "guess_mode.data": pixels,
         "Table.rows": [[1, 2]],
         "update.d": {"rate": 0.5},
         "setdefaults.d": {"rate": 0.5},
@@ -257,31 +282,62 @@ NEEDS: dict[str, list[list[str]]] = {
     "mlflow.MlflowClient.update_run": [["run_id", "name"]],
     "wandb.Config.get": [["key"]],
     "wandb.Summary.get": [["key"]],
-    "wandb.Table.add_data": [[]],
     "wandb.plot.confusion_matrix": [["y_true", "preds"]],
     "wandb.plot.bar": [["table", "label", "value"]],
     "wandb.Histogram": [["sequence"], []],
     "wandb.Table": [["columns", "data"], ["columns"], []],
+    "wandb.EvalTable": [["columns", "data"], ["columns", "rows"]],
+    "wandb.ArtifactTTL": [["value"]],
     "wandb.Config.update": [["d"]],
     "wandb.Summary.update": [["d"]],
+}
+
+#: What only shows together with another parameter, and that one.
+BESIDE: dict[str, str] = {
+    "wandb.init.config_exclude_keys": "config",
+    "wandb.init.config_include_keys": "config",
+}
+
+#: Positional arguments of what takes any number of them.
+POSITIONAL: dict[str, tuple[Any, ...]] = {
+    "wandb.Table.add_data": (2,),
+    "wandb.Table.add_row": (2,),
 }
 
 #: Why a call or a parameter has nothing to do. Keys: ``TITLE NAME`` and ``TITLE NAME(PARAMETER)``,
 #: with ``*`` for any text.
 IDLE: dict[str, str] = {
     "*.SummaryWriter add_hparams(hparam_domain_discrete)": "a filter of TensorBoard's page",
-    "*.SummaryWriter add_scalar(display_name)": "how TensorBoard heads the chart",
-    "*.SummaryWriter add_scalar(summary_description)": "how TensorBoard explains the chart",
     "*.SummaryWriter export_scalars_to_json": "it writes a file, as tensorboardX does",
     "mlflow* create_experiment(*location)": "files go where the daemon's trackers put them",
     "mlflow* set_experiment(*location)": "traces are not carried",
     "mlflow.MlflowClient create_run(start_time)": "a run begins when it is created",
     "mlflow.MlflowClient set_terminated(end_time)": "a run ends when it is ended",
     "wandb Html(*)": "the text is logged as it is",
-    "wandb init(*)": "the same names are the same run, and nothing is asked of W&B; or shown only "
-    "together with another argument",
+    "wandb init(dir)": "where `run.dir` is made, when it is asked for",
+    "wandb init(allow_val_change)": "another value is always allowed, and logged",
+    "wandb init(force)": "no account is needed",
+    "wandb init(anonymous)": "no account is needed",
+    "wandb init(reinit)": "what becomes of a run that is active; here none was",
+    "wandb init(resume)": "a run goes on where its names are the same",
+    "wandb init(*tensorboard)": "a SummaryWriter that is made later logs into the run",
+    "*_artifact(distributed_id)": "files that processes log under one name meet there",
+    "*alert(wait_duration)": "how seldom W&B sends mail about it; every alert is logged",
+    "wandb EvalTable(dtype)": "cells are logged as text, whatever their type",
+    "wandb EvalTable(optional)": "cells are logged as text, whatever their type",
+    "wandb EvalTable(allow_mixed_types)": "cells are logged as text, whatever their type",
+    "wandb EvalTable(log_mode)": "each `log` logs all rows",
+    "wandb EvalTable(backend)": "how W&B stores the table",
+    "wandb EvalTable(unsupported_media_mode)": "how W&B stores the table",
+    "wandb ensure_configured": "there is nothing to configure",
+    "tensorboard *Writer(max_queue)": "records do not wait in a queue of that length",
+    "tensorboard *Writer(flush_secs)": "all is on this machine's disk within 50 ms",
+    "tensorboard *Writer(filename_suffix)": "there is no event file",
+    "tensorboard GlobalSummaryWriter(coalesce_process)": "tensorboardX does not use it either",
+    "wandb.Table add_column(optional)": "cells are logged as text, whatever their type",
     "wandb* log(commit)": "it ends the row; the row is the same",
     "wandb* save(glob)": "a name without wildcards is the same",
+    "wandb Table(log_mode)": "each `log` logs all rows",
     "wandb Table(*)": "cells are logged as text, whatever their type",
     "wandb.Summary get": "there was no such item",
     "wandb.Config get": "there was no such item",
@@ -301,7 +357,16 @@ IDLE: dict[str, str] = {
     "wandb.Config persist": "each item is logged when it is set",
     "wandb* unwatch": "nothing is watched",
     "wandb* mark_preempting": "a killed process loses nothing",
-    "wandb.Artifact *": "it only prepares what `log_artifact` logs",
+    "wandb.Artifact add_*(skip_cache)": "there is no cache",
+    "wandb.Artifact add_*(policy)": "files are read when they are logged",
+    "wandb.Artifact add_file(is_tmp)": "files are read when they are logged",
+    "wandb.Artifact add*(overwrite)": "here nothing is added under that name before",
+    "wandb.Artifact add_dir(merge)": "here nothing is added under that name before",
+    "wandb.Artifact new_file(*)": "how the file is opened",
+    "wandb.Artifact add_reference(*)": "what lies elsewhere is named, not read",
+    "wandb.Artifact finalize": "`log_artifact` reads the files",
+    "wandb.Artifact save": "`log_artifact` logs the files",
+    "wandb.Artifact get": "nothing was added under that name",
 }
 
 #: Names that a module has by the way and that are no part of its interface, and what they are.
@@ -343,38 +408,5 @@ NOT_PUBLIC: dict[str, str] = {
     "wandb.plot utils": "inside wandb",
     "wandb.plot viz": "inside wandb",
     "wandb.plot custom_chart": "inside wandb",
-}
-
-#: What is known to be missing, or to go unsaid, and what to do instead; it is an error all the
-#: same as soon as anything else is.
-OPEN: dict[str, str] = {
-    "tensorboard __version__": "tensorboardX's version",
-    "mlflow context": "MLflow's registry of context providers",
-    "mlflow prompt": "prompts live in MLflow's registry",
-    "mlflow version": "the module; `mlflow.__version__` is there",
-    "mlflow.ActiveRun *_proto": "MLflow's wire format",
-    "mlflow.ActiveRun from_*": "MLflow's wire format",
-    "*alert(wait_duration)": "every alert is logged",
-    "*log_artifact(aliases)": "not kept",
-    "*log_artifact(tags)": "not kept",
-    "*_artifact(*)": "not kept",
-    "*link_model(*)": "not kept; the registry is W&B's",
-    "*log_model(aliases)": "not kept",
-    "wandb EvalTable(*)": "logged as a Table",
-    "wandb Image(*)": "not kept",
-    "wandb.Image __init__(*)": "not kept",
-    "wandb ensure_configured": "inside wandb",
-    "wandb ArtifactTTL": "how long an artifact lives is told where W&B is",
-    "wandb api": "W&B's server is not asked",
-    "wandb integration": "W&B's integrations call the real package",
-    "wandb Run(*)": "`init` makes runs",
-    "wandb.Run config_static": "read `run.config`",
-    "wandb.Run pin_config_keys": "a layout of W&B's page",
-    "wandb.Run sync_dir": "nothing is synced from here; `run.dir` is there",
-    "wandb.Run write_logs": "print, or use `alert`",
-    "wandb.Config merge_locked": "how sweeps set a config",
-    "wandb.Artifact *": "what only W&B's server knows of an artifact, or does with it",
-    "wandb.Table *": "what is computed in a Table of the real package",
-    "wandb.Image *": "what is read from an Image of the real package",
-    "wandb.plot Visualize": "what the functions of `wandb.plot` give back",
+    "wandb Run": "`init` makes runs; their names have a table of their own",
 }

@@ -70,6 +70,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FileWriter", "GlobalSummaryWriter", "RecordWriter", "SummaryWriter", "TorchVis"]
 
+#: The version of tensorboardX whose functions these are like.
+__version__ = "2.6.5"
+
 #: Folders that hold runs and name no experiment.
 ROOTS = frozenset(
     {"runs", "logs", "log", "logdir", "tensorboard", "tb", "tb_logs", "lightning_logs", "tmp", "/"}
@@ -178,8 +181,6 @@ class SummaryWriter(Uncarried):
         double_precision: bool = False,
         *,
         scalar: Any = _MISSING,
-        display_name: str = "",
-        summary_description: str = "",
         **others: Any,
     ) -> None:
         """Log a number (NVFLARE's name for it is ``scalar``); ``walltime`` in seconds.

@@ -87,12 +87,14 @@ from . import wandb_plot as plot
 from . import wandb_real as real
 from ._common import join as _join
 from ._common import note
-from .wandb_artifact import Artifact
+from .wandb_artifact import Artifact, ArtifactTTL
 from .wandb_config import Config, Early, Summary, as_dict
 from .wandb_errors import CommError, Error, UsageError
+from .wandb_integrations import INTEGRATIONS, Integration
 from .wandb_media import (
     Audio,
     Classes,
+    EvalTable,
     Graph,
     Histogram,
     Html,
@@ -114,9 +116,10 @@ if TYPE_CHECKING:
     from .wandb_run import WandBWriter
 
 __all__ = [
-    "AlertLevel", "Api", "Artifact", "Audio", "Classes", "CommError", "Config", "Error", "Graph",
-    "Histogram", "Html", "Image", "JoinedTable", "Metric", "Molecule", "Object3D", "Plotly",
-    "Run", "Settings", "Summary", "Table", "UsageError", "Video", "WandBWriter", "__version__",
+    "AlertLevel", "Api", "Artifact", "ArtifactTTL", "Audio", "Classes", "CommError", "Config",
+    "Error", "EvalTable", "Graph", "Histogram", "Html", "Image", "JoinedTable", "Metric",
+    "Molecule", "Object3D", "Plotly", "Run", "Settings", "Summary", "Table", "UsageError",
+    "Video", "WandBWriter", "__version__",
     "agent", "alert", "box3d", "controller", "define_metric", "errors", "finish", "init", "join",
     "link_model", "log", "log_artifact", "log_code", "log_model", "login", "mark_preempting",
     "plot", "plot_table", "restore", "save", "setup", "sweep", "teardown", "termerror", "termlog",
@@ -126,7 +129,6 @@ __all__ = [
 #: The version of W&B's interface that is mimicked here.
 __version__ = "0.31.0"
 
-EvalTable = Table
 #: Libraries that W&B's own module has patched: none.
 patched: dict[str, list[Any]] = {"tensorboard": [], "keras": [], "gym": []}
 
@@ -262,6 +264,10 @@ def teardown(exit_code: int | None = None) -> None:
     finish(exit_code)
 
 
+def ensure_configured() -> None:
+    """Nothing to configure."""
+
+
 def require(*args: Any, **kwargs: Any) -> None:
     """Nothing to choose."""
 
@@ -333,6 +339,18 @@ sweep = _asks_server("sweep")
 agent = _asks_server("agent")
 controller = _asks_server("controller")
 
+
+class _ServerApi:
+    """``wandb.api``: W&B's old way to its server."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _asks_server(f"api.{name}")
+
+
+api = _ServerApi()
+
 # --- modules of W&B's module --------------------------------------------------------------------
 
 
@@ -396,11 +414,8 @@ def __getattr__(name: str) -> Any:
     if name == "WandBWriter":  # who takes it uses it, and the real wandb beside it if at all
         real.leave_alone()
         return Run
-    if name in ("keras", "sklearn", "xgboost", "catboost", "lightgbm", "gym", "sacred", "jupyter"):
-        raise AttributeError(
-            f"{__name__} has no {name!r}: W&B's integrations call the real package; log what they "
-            "would with wandb.log, or import the real one"
-        )
+    if name in INTEGRATIONS:
+        return Integration(name, lambda: run.zmq_run if run is not None else None)
     raise AttributeError(
         f"{__name__} has no {name!r}: it carries what W&B logs to a run, and nothing else"
     )

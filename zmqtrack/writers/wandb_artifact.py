@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -10,11 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from ..run import Run as ZMQRun
-from ._common import lose
+from ._common import lose, note
 from .wandb_errors import UsageError
 from .wandb_media import Media
+from .wandb_values import carried_key
 
-__all__ = ["Artifact"]
+__all__ = ["Artifact", "ArtifactTTL"]
+
+#: What W&B's server alone gives to an artifact, or finds out about it.
+_AT_SERVER = frozenset({
+    "collection", "commit_hash", "created_at", "digest", "digest_algorithm", "entity", "file",
+    "get_entry", "history_step", "id", "is_link", "linked_artifacts", "linked_at", "logged_by",
+    "manifest", "new_draft", "project", "qualified_name", "source_artifact", "source_collection",
+    "source_entity", "source_name", "source_project", "source_qualified_name", "source_version",
+    "updated_at", "url", "used_by", "verify",
+})  # fmt: skip
+
+
+class ArtifactTTL(enum.Enum):
+    """A lifetime as the server has it."""
+
+    INHERIT = 0
 
 
 class Artifact:
@@ -37,6 +54,11 @@ class Artifact:
         self.aliases: list[str] = []
         self.tags: list[str] = []
         self.version = "v0"
+        self.incremental = incremental
+        self.use_as = use_as
+        self.distributed_id: str | None = None
+        self._ttl: Any = None
+        self._run: ZMQRun | None = None  # that which it was logged to
         self.files: list[tuple[Path, str]] = []
         self._media: list[tuple[str, Media]] = []
         self._references: list[str] = []
@@ -101,6 +123,7 @@ class Artifact:
         Raises:
             OSError: a file cannot be read.
         """
+        self._run = run
         for path, inner in self.files:
             run.log_artifact(path, f"{self.name}/{inner}" if inner else self.name)
         for inner, media in self._media:
@@ -110,8 +133,9 @@ class Artifact:
         if self.metadata or self.description:
             told = {"description": self.description} if self.description else {}
             run.log_param(f"artifact.{self.name}", {**told, **self.metadata})
-        if self.aliases:
-            lose(run, "Artifact(aliases)", "aliases are W&B's own; the files are logged")
+        for what, names in (("aliases", self.aliases), ("tags", self.tags)):
+            if names and (key := carried_key(run, f"artifact.{self.name}.{what}")):
+                run.set_tag(key, ", ".join(map(str, names)))
 
     def wait(self, timeout: float | None = None) -> Artifact:
         """Returns at once: logging it has read its files."""
@@ -147,3 +171,75 @@ class Artifact:
     def checkout(self, *args: Any, **kwargs: Any) -> str:
         """Always raises UsageError."""
         raise self._needs_server("checkout")
+
+    # --- what is known of it here -------------------------------------------------------------
+
+    def get_added_local_path_name(self, local_path: str) -> str | None:
+        """The name under which a file was added; None if it was not."""
+        return next((inner for path, inner in self.files if str(path) == str(local_path)), None)
+
+    def remove(self, item: Any) -> None:
+        """Take out a file, an object, or a folder with all that lies in it.
+
+        Raises:
+            FileNotFoundError: nothing has that name.
+        """
+        name = str(getattr(item, "path", item))
+
+        def stays(inner: str) -> bool:
+            return inner != name and not inner.startswith(f"{name}/")
+
+        files = [each for each in self.files if stays(each[1])]
+        media = [each for each in self._media if stays(each[0])]
+        if (len(files), len(media)) == (len(self.files), len(self._media)):
+            raise FileNotFoundError(f"No such entry: {name}")
+        self.files, self._media = files, media
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path, _ in self.files)
+
+    @property
+    def file_count(self) -> int:
+        return len(self.files)
+
+    @property
+    def state(self) -> str:
+        return "PENDING" if self._run is None else "COMMITTED"
+
+    @property
+    def ttl(self) -> Any:
+        return self._ttl
+
+    @ttl.setter
+    def ttl(self, ttl: Any) -> None:
+        """Keep it in mind only: the files live as long as the trackers keep them."""
+        self._ttl = ttl
+        note("Artifact.ttl", "without effect: how long files live is told where the tracker is")
+
+    # --- what is done with it at W&B's server -------------------------------------------------
+
+    def _lose(self, what: str, text: str) -> None:
+        if self._run is None:
+            note(f"Artifact.{what}", f"not carried: {text}")
+        else:
+            lose(self._run, f"Artifact.{what}", text)
+
+    def link(self, target_path: str, aliases: Any = None) -> Artifact:
+        """Not carried."""
+        self._lose("link", "a link in W&B's registry; log_artifact logs the files")
+        return self
+
+    def unlink(self) -> None:
+        """Not carried."""
+        self._lose("unlink", "a link in W&B's registry")
+
+    def delete(self, delete_aliases: bool = False) -> None:
+        """Not carried."""
+        self._lose("delete", "what is logged is deleted where the tracker is")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _AT_SERVER:
+            raise self._needs_server(name)
+        raise AttributeError(f"Artifact has no {name!r}")

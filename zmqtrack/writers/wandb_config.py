@@ -66,6 +66,13 @@ class _Configuration(_Items):
         """The same here."""
         self.update(d)
 
+    def merge_locked(
+        self, d: Any, user: str | None = None, _allow_val_change: bool | None = None
+    ) -> None:
+        """Set many items; a dictionary is merged into the one that is there. Nothing is locked."""
+        for key, value in as_dict(d).items():
+            self[key] = _merged(self.get(key), value)
+
     def setdefaults(self, d: Any) -> None:
         """Set those items that are not there."""
         for key, value in as_dict(d).items():
@@ -143,6 +150,12 @@ class Summary(_Items):
     def update(self, d: Any = (), **more: Any) -> None:  # type: ignore[override]
         for key, value in {**as_dict(d), **more}.items():
             self[key] = value
+
+
+def _merged(old: Any, new: Any) -> Any:
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return new
+    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
 
 
 def as_dict(items: Any) -> dict[str, Any]:

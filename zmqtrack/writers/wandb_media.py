@@ -6,7 +6,7 @@ What becomes of each stands in :mod:`zmqtrack.writers.wandb`, whose names they a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from ..arrays import describe, is_array, to_host
 from ..histogram import summarise
 from ..image import encode_image
 from ..run import Run as ZMQRun
-from ._common import lose
+from ._common import lose, note
 from .wandb_values import is_number
 
 __all__ = [
-    "Audio", "Classes", "Graph", "Histogram", "Html", "Image", "JoinedTable", "Media", "Molecule",
-    "Object3D", "Plotly", "Table", "Video", "box3d",
+    "Audio", "Classes", "EvalTable", "Graph", "Histogram", "Html", "Image", "JoinedTable",
+    "Media", "Molecule", "Object3D", "Plotly", "Table", "Video", "box3d",
 ]  # fmt: skip
 
 #: Rows of a Table that are logged.
@@ -40,12 +40,17 @@ class Image(Media):
         data_or_path: tensors of three axes are CHW and arrays HWC, as in W&B. Floats up to 1 are
             shares of full brightness, larger ones values up to 255.
         caption: is logged as text.
-        mode: one of PIL's modes; it needs Pillow.
-        grouping, classes, boxes, masks, file_type: overlays are not carried, which is said once.
+        mode: one of PIL's modes; it needs Pillow. Not heeded for a path.
+        boxes, masks, classes: overlays are not carried, which is said once and counted.
+        grouping, file_type: without effect, which is said once.
 
     Raises:
         TypeError, ValueError, OSError: see :func:`zmqtrack.image.encode_image`.
     """
+
+    #: Pixels of a side, and images at a time, that W&B shows.
+    MAX_DIMENSION = 65500
+    MAX_ITEMS = 108
 
     def __init__(
         self,
@@ -62,8 +67,14 @@ class Image(Media):
         self.data: bytes
         self.caption = caption
         self.overlays = [
-            name for name, value in (("boxes", boxes), ("masks", masks)) if value is not None
+            name
+            for name, value in (("boxes", boxes), ("masks", masks), ("classes", classes))
+            if value is not None
         ]
+        if grouping is not None:
+            note("Image(grouping)", "without effect: images are logged in the order given")
+        if file_type is not None and file_type.lower() != "png":
+            note("Image(file_type)", "without effect: images keep all their pixels, as PNG")
         if isinstance(data_or_path, Image):
             self.data = data_or_path.data
             self.caption = caption if caption is not None else data_or_path.caption
@@ -71,6 +82,28 @@ class Image(Media):
         if mode is not None and hasattr(data_or_path, "convert"):
             data_or_path = data_or_path.convert(mode)
         self.data = encode_image(*_pixels(data_or_path))
+        if mode is not None and is_array(data_or_path):
+            self.data = encode_image(self.image.convert(mode))
+
+    @property
+    def image(self) -> Any:
+        """Of PIL; it needs Pillow."""
+        import io
+
+        import PIL.Image
+
+        return PIL.Image.open(io.BytesIO(self.data))
+
+    def guess_mode(self, data: Any, file_type: str | None = None) -> str:
+        """PIL's mode for an array: of no axis for channels, or of 1, 3 or 4 of them.
+
+        Raises:
+            ValueError: it has another shape.
+        """
+        channels = 1 if len(data.shape) == 2 else data.shape[-1]
+        if channels not in (1, 3, 4):
+            raise ValueError(f"Un-supported shape for image conversion {list(data.shape)}")
+        return {1: "L", 3: "RGB", 4: "RGBA"}[channels]
 
     def log_to(self, run: ZMQRun, key: str, step: int | None, time: float | None = None) -> None:
         run.log_image(key, self.data, step, time)
@@ -134,6 +167,9 @@ class Html(Media):
 class Table(Media):
     """A table of columns and rows. Cells are logged as text, up to 10,000 rows."""
 
+    MAX_ROWS = MAX_ROWS
+    MAX_ARTIFACT_ROWS = 200_000
+
     def __init__(
         self,
         columns: Sequence[Any] | None = None,
@@ -155,6 +191,7 @@ class Table(Media):
         data = data if data is not None else rows
         self.columns = ["Input", "Output", "Expected"] if columns is None else list(columns)
         self.data: list[list[Any]] = []
+        self._logged = False
         for row in data if data is not None else ():
             self.add_data(*row)
 
@@ -170,7 +207,9 @@ class Table(Media):
             )
         self.data.append(list(data))
 
-    def add_column(self, name: str, data: Sequence[Any]) -> None:
+    add_row = add_data
+
+    def add_column(self, name: str, data: Sequence[Any], optional: bool = False) -> None:
         """Add a column.
 
         Raises:
@@ -184,7 +223,71 @@ class Table(Media):
         ]
         self.columns.append(name)
 
+    def add_computed_columns(self, fn: Callable[[int, dict[Any, Any]], Mapping[str, Any]]) -> None:
+        """Add the columns that ``fn`` makes of each row: of its number and a dictionary of it."""
+        made = [fn(number, dict(self._by_name(row))) for number, row in self.iterrows()]
+        for name in made[0] if made else ():
+            self.add_column(name, [row[name] for row in made])
+
+    def _by_name(self, row: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        return zip(self.columns, row, strict=True)
+
+    def iterrows(self) -> Iterator[tuple[int, list[Any]]]:
+        """Number and cells of each row."""
+        return enumerate(self.data)
+
+    def get_column(self, name: Any, convert_to: str | None = None) -> Any:
+        """A column's cells, as a list, or an array if ``convert_to`` is ``"numpy"``.
+
+        Raises:
+            ValueError: there is no such column.
+        """
+        place = self.columns.index(name)
+        cells = [row[place] for row in self.data]
+        if convert_to != "numpy":
+            return cells
+        import numpy
+
+        return numpy.array(cells)
+
+    def get_dataframe(self) -> Any:
+        """A data frame of pandas."""
+        import pandas  # type: ignore[import-untyped]
+
+        return pandas.DataFrame(self.data, columns=self.columns)
+
+    def get_index(self) -> list[int]:
+        """The rows' numbers."""
+        return list(range(len(self.data)))
+
+    def index_ref(self, index: int) -> int:
+        """The number of a row.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        if not 0 <= index < len(self.data):
+            raise IndexError(f"no row {index} in a table of {len(self.data)}")
+        return index
+
+    def has_been_logged(self) -> bool:
+        return self._logged
+
+    def cast(self, col_name: Any, dtype: Any, optional: bool = False) -> Any:
+        """Without effect, which is said: cells are logged as text, whatever their type."""
+        note("Table.cast", "without effect: cells are logged as text, whatever their type")
+        return dtype
+
+    def set_pk(self, col_name: Any) -> None:
+        """Without effect, which is said."""
+        note("Table.set_pk", "without effect: no tracker-neutral form of keys exists")
+
+    def set_fk(self, col_name: Any, table: Table, table_col: str) -> None:
+        """Without effect, which is said."""
+        note("Table.set_fk", "without effect: no tracker-neutral form of keys exists")
+
     def log_to(self, run: ZMQRun, key: str, step: int | None, time: float | None = None) -> None:
+        self._logged = True
         rows = [self.columns, [_rule(cells) for cells in self._by_column()]]
         for number, row in enumerate(self.data[:MAX_ROWS]):
             rows.append(list(row))
@@ -202,6 +305,39 @@ class Table(Media):
     def _by_column(self) -> list[list[Any]]:
         cells = [list(column) for column in zip(*self.data[:MAX_ROWS], strict=True)]
         return cells or [[] for _ in self.columns]
+
+
+class EvalTable(Table):
+    """A :class:`Table`; which columns are inputs, outputs and scores is the text ``KEY.roles``."""
+
+    def __init__(
+        self,
+        columns: Sequence[Any] | None = None,
+        data: Any = None,
+        rows: Any = None,
+        dataframe: Any = None,
+        dtype: Any = None,
+        optional: bool | Sequence[bool] = True,
+        allow_mixed_types: bool = False,
+        log_mode: str | None = "IMMUTABLE",
+        *,
+        input_columns: Sequence[str] | None = None,
+        output_columns: Sequence[str] | None = None,
+        score_columns: Sequence[str] | None = None,
+        backend: str | None = None,
+        unsupported_media_mode: str = "stub",
+    ) -> None:
+        super().__init__(columns, data, rows, dataframe)
+        roles = {"input": input_columns, "output": output_columns, "score": score_columns}
+        self.roles = {role: list(names) for role, names in roles.items() if names}
+
+    def log_to(self, run: ZMQRun, key: str, step: int | None, time: float | None = None) -> None:
+        super().log_to(run, key, step, time)
+        if self.roles:
+            text = "; ".join(
+                f"{role}: {', '.join(map(str, names))}" for role, names in self.roles.items()
+            )
+            run.log_text(f"{key}.roles", text, step, time)
 
 
 class _FileMedia(Media):

@@ -18,8 +18,8 @@ from .wandb_errors import Error
 from .wandb_media import Media, Table
 
 __all__ = [
-    "CustomChart", "bar", "confusion_matrix", "histogram", "line", "line_series", "plot_table",
-    "pr_curve", "roc_curve", "scatter", "visualize",
+    "CustomChart", "Visualize", "bar", "confusion_matrix", "histogram", "line", "line_series",
+    "plot_table", "pr_curve", "roc_curve", "scatter", "visualize",
 ]  # fmt: skip
 
 
@@ -37,6 +37,10 @@ class CustomChart(Media):
         parts = {**self.fields, **self.strings}
         facts = ", ".join(f"{part}: {value}" for part, value in parts.items() if value)
         run.log_text(f"{key}.chart", f"{self.preset} ({facts})", step, time)
+
+
+#: W&B's older name of it.
+Visualize = CustomChart
 
 
 def plot_table(

@@ -570,12 +570,21 @@ class WandBWriter:
                 artifact.add_dir(path)
             else:
                 artifact.files.append((path, ""))
+        artifact.aliases = [*artifact.aliases, *(aliases or ())]
+        artifact.tags = [*artifact.tags, *(tags or ())]
         artifact.log_to(self.zmq_run)
         return artifact
 
-    def upsert_artifact(self, artifact_or_path: Any, *args: Any, **kwargs: Any) -> Artifact:
+    def upsert_artifact(
+        self,
+        artifact_or_path: Any,
+        name: str | None = None,
+        type: str | None = None,
+        aliases: Sequence[str] | None = None,
+        distributed_id: str | None = None,
+    ) -> Artifact:
         """The same as :meth:`log_artifact`."""
-        return self.log_artifact(artifact_or_path, *args[:3])
+        return self.log_artifact(artifact_or_path, name, type, aliases)
 
     finish_artifact = upsert_artifact
 
@@ -593,11 +602,15 @@ class WandBWriter:
         return self.log_artifact(path, name, "model", aliases)
 
     def link_model(
-        self, path: str | os.PathLike[str], registered_model_name: str, *args: Any, **kwargs: Any
+        self,
+        path: str | os.PathLike[str],
+        registered_model_name: str,
+        name: str | None = None,
+        aliases: Sequence[str] | None = None,
     ) -> Artifact:
-        """Log a model under its registered name; a registry is not reached from here."""
+        """Log a model, as ``name`` or its registered name; a registry is not reached from here."""
         note("link_model", "the model is logged; it is not linked in W&B's registry")
-        return self.log_artifact(path, registered_model_name, "model")
+        return self.log_artifact(path, name or registered_model_name, "model", aliases)
 
     def link_artifact(self, artifact: Any, target_path: str, *args: Any, **kwargs: Any) -> None:
         lose(self.zmq_run, "link_artifact", "a link in W&B's registry; log_artifact logs the files")
@@ -693,7 +706,7 @@ class WandBWriter:
     def mark_preempting(self) -> None:
         """Nothing to do: a killed process loses nothing."""
 
-    def pin_config_keys(self, keys: Sequence[str]) -> None:
+    def pin_config_keys(self, keys: Sequence[str] = ()) -> None:
         note("pin_config_keys", "without effect: which keys are pinned is chosen in the tracker")
 
     # --- life ---------------------------------------------------------------------------------

@@ -64,14 +64,14 @@ SETS_UP = frozenset({
 #: Modules below ``mlflow`` that are MLflow's own, where it is installed.
 MODULES = frozenset({
     "ag2", "agent", "agno", "anthropic", "artifacts", "autogen", "azure", "bedrock", "catboost",
-    "config", "crewai", "data", "diffusers", "dspy", "environment_variables", "gateway",
+    "config", "context", "crewai", "data", "diffusers", "dspy", "environment_variables", "gateway",
     "gemini", "genai", "groq", "h2o", "haystack", "johnsnowlabs", "keras", "langchain",
     "lightgbm", "litellm", "llama_index", "metrics", "mistral", "models", "onnx", "openai",
-    "otel", "paddle", "pmdarima", "projects", "prophet", "protos", "pydantic_ai", "pyfunc",
-    "pyspark", "pytorch", "rfunc", "semantic_kernel", "sentence_transformers", "shap",
+    "otel", "paddle", "pmdarima", "projects", "prompt", "prophet", "protos", "pydantic_ai",
+    "pyfunc", "pyspark", "pytorch", "rfunc", "semantic_kernel", "sentence_transformers", "shap",
     "sklearn", "smolagents", "spacy", "spark", "statsmodels", "store", "strands",
     "system_metrics", "tensorflow", "tracing", "transformers", "txtai", "types", "typesafe",
-    "utils", "xgboost",
+    "utils", "version", "xgboost",
 })  # fmt: skip
 
 _READ_IT = "ask it where it is, with the package mlflow and its tracking URI"

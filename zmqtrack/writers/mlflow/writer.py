@@ -85,6 +85,20 @@ class ActiveRun(RunEntity):
         metrics = Unread(f"the metrics of run {self.info.run_id!r}", f"they are sent; {_READ_IT}")
         return RunEntity(self.info, RunData(metrics, self.params, self.tags))
 
+    @classmethod
+    def from_proto(cls, proto: Any) -> ActiveRun:
+        """Always raises MlflowException."""
+        raise refused("ActiveRun.from_proto", _READ_IT)
+
+    @classmethod
+    def from_dictionary(cls, the_dict: Mapping[str, Any]) -> ActiveRun:
+        """Always raises MlflowException."""
+        raise refused("ActiveRun.from_dictionary", _READ_IT)
+
+    def to_proto(self) -> Any:
+        """Always raises MlflowException."""
+        raise refused("ActiveRun.to_proto", f"to_dictionary() has what is known here; {_READ_IT}")
+
     def __enter__(self) -> ActiveRun:
         return self
 
