@@ -100,7 +100,7 @@ def _observe(
             holder = place.ours(module)
             before = len(said.lines)
             try:
-                found = getattr(holder, name or "__class__")
+                found = getattr(holder, name or "__doc__")
             except AttributeError as error:
                 missing = True
                 raise LookupError(str(error)) from None

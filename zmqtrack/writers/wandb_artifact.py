@@ -93,7 +93,9 @@ class Artifact:
             self.files.append((path, f"{name}/{inner}" if name else inner))
 
     @contextmanager
-    def new_file(self, name: str, mode: str = "x", encoding: str | None = None) -> Iterator[Any]:
+    def new_file(
+        self, name: str, mode: str = "x", encoding: str | None = None, policy: str = "mutable"
+    ) -> Iterator[Any]:
         """Open a new file; it is added when it is closed."""
         folder = tempfile.TemporaryDirectory(prefix="zmqtrack-artifact-")
         self._made.append(folder)

@@ -39,7 +39,8 @@ ASKS = frozenset({
 
 #: Functions of ``mlflow`` that log what is not carried.
 LOGS = frozenset({
-    "add_trace", "autolog", "clear_active_model", "create_external_model", "create_workspace",
+    "add_trace", "autolog", "clear_active_model", "context", "create_external_model",
+    "create_workspace",
     "delete_assessment", "delete_experiment", "delete_experiment_tag",
     "delete_logged_model_tag", "delete_prompt_alias", "delete_run", "delete_tag",
     "delete_trace_tag", "delete_workspace", "disable_system_metrics_logging",
@@ -64,7 +65,7 @@ SETS_UP = frozenset({
 #: Modules below ``mlflow`` that are MLflow's own, where it is installed.
 MODULES = frozenset({
     "ag2", "agent", "agno", "anthropic", "artifacts", "autogen", "azure", "bedrock", "catboost",
-    "config", "context", "crewai", "data", "diffusers", "dspy", "environment_variables", "gateway",
+    "config", "crewai", "data", "diffusers", "dspy", "environment_variables", "gateway",
     "gemini", "genai", "groq", "h2o", "haystack", "johnsnowlabs", "keras", "langchain",
     "lightgbm", "litellm", "llama_index", "metrics", "mistral", "models", "onnx", "openai",
     "otel", "paddle", "pmdarima", "projects", "prompt", "prophet", "protos", "pydantic_ai",
