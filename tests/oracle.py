@@ -238,7 +238,7 @@ def more_of_tensorboard(folder: Path) -> list[More]:
         site = path.parent.name
         for raw in RawEventFileLoader(str(path)).Load():
             for value in Event.FromString(raw).summary.value:
-                if value.tag == "note":
+                if value.tag == "note/text_summary":
                     found.append(_text_seen(site, value.tensor.string_val[0].decode()))
                 elif value.tag.startswith("artifact/"):
                     found.append(More(site, "file", _ident(value.tag.partition("/")[2])))

@@ -417,7 +417,7 @@ def tensorboard_facts(at: At) -> list[Fact]:
         Fact("param", "net", net, None, at("hparams")),
         Fact("param", "50% dropout", True, None, at("hparams")),
         Fact("param", "clip", math.inf, None, at("hparams")),
-        Fact("param", "2/lr", 0.2, None, at("hparams again")),
+        Fact("param", "lr", 0.2, None, at("hparams again")),
         Fact("tag", "log_dir", "runs/digits/first", None, at("start")),
         Fact("tag", "hparams_run_name", "trial-1", None, at("hparams")),
         Fact("tag", "team", "blau", None, at("tags")),

@@ -124,6 +124,7 @@ def _mlflow_run(client: Any, run_id: str, folder: Path) -> View:
         ]
     view.update((f"param {key}", [value]) for key, value in run.data.params.items())
     view.update((f"tag {key}", [value]) for key, value in run.data.tags.items())
+    view.pop("tag mlflow.source.git.repoURL", None)  # not told: it may hold a password
     place = folder / run_id
     place.mkdir(parents=True)
     root = Path(client.download_artifacts(run_id, "", str(place)))

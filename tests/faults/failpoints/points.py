@@ -266,7 +266,7 @@ PATCHES: list[tuple[str, Callable[[ModuleType], None]]] = [
             "Assembler",
             "committed",
             "assembler.committed",
-            lambda self, batches: any(batch.type == "artifact" for batch in batches),
+            lambda self: bool(self._whole),
         ),
     ),
     ("zmqtrack.adapters.mlflow", _mlflow),
